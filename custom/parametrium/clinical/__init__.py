@@ -1,0 +1,1 @@
+"""Clinical variables and the similarity of patients."""

@@ -1,0 +1,1 @@
+"""A hospital's images and clinical rows."""

@@ -1,0 +1,1 @@
+"""Does the encoder become better? Measured on held-out patients, beside controls."""

@@ -1,0 +1,1 @@
+"""Pretext tasks, each a module with its own heads."""

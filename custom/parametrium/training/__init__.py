@@ -1,0 +1,1 @@
+"""Steps, rounds, updates, checkpoints: everything a round needs, without FLARE."""

@@ -202,6 +202,8 @@ class BatchConfig(_Strict):
     """At most so many volumes (of different modality) of each patient."""
     foreground_fraction: Fraction = 0.8
     """Share of the crops that are centred on a voxel of the body; the others lie anywhere in the volume."""
+    intensity_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Intensities of a training crop are scaled and shifted by up to this, at random."""
 
 
 class OptimiserConfig(_Strict):
@@ -241,6 +243,8 @@ class EvaluationConfig(_Strict):
     """Measure the reconstruction error every so many rounds; 0 measures before the first and after the last only."""
     crops: Count = 8
     """Crops of each held-out volume."""
+    patients: Count = 64
+    """At most so many held-out patients are measured, and as many training patients set the scale of features."""
     retrieval: bool = True
     """Cross-modal retrieval of the same patient, with its controls."""
     probe: Annotated[str, Field(pattern=_VARIABLE)] | None = None

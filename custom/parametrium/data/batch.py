@@ -1,0 +1,68 @@
+"""What a loader yields: crops of several patients and modalities in one flat list.
+
+A flat list holds ragged patients as they are: one modality, different sets, different fields of view.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Layout = Literal["aligned", "contrast"]
+
+
+class CropRequest(NamedTuple):
+    """What an objective wants in its mini-batch.
+
+    Attributes:
+        layout: ``aligned``: all crops of a patient show the same place of one frame. ``contrast``: two crops of each
+            patient at independent places, of two modalities where the site can pair them.
+        patients: patients in the batch.
+        volumes: at most so many volumes a patient; ``contrast`` always takes two views.
+    """
+
+    layout: Layout
+    patients: int
+    volumes: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N crops of P patients.
+
+    Attributes:
+        images: [N, D, H, W] float32 prepared intensities, 0 outside the field of view.
+        body: [N, D, H, W] bool, True in the patient and in the field of view.
+        patient: [N] which of the batch's patients, 0 .. P - 1, ascending.
+        modality: [N] index into the job's modalities.
+        frame: [N] crops with the same number show the same place and are registered to each other.
+        corner: [N, 3] lattice index of the crop's first voxel; comparable within a frame.
+        clinical: [P, F] encoded clinical variables, 0 where not observed.
+        observed: [P, F] bool.
+    """
+
+    images: Tensor
+    body: Tensor
+    patient: Tensor
+    modality: Tensor
+    frame: Tensor
+    corner: Tensor
+    clinical: Tensor
+    observed: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        return replace(self, **moved)
+
+    @property
+    def patients(self) -> int:
+        """P."""
+        return len(self.clinical)
+
+    def volumes_of(self, modalities: Sequence[str]) -> dict[str, int]:
+        """How many crops of each modality."""
+        counts = torch.bincount(self.modality, minlength=len(modalities)).tolist()
+        return {name: count for name, count in zip(modalities, counts, strict=True) if count}

@@ -1,0 +1,105 @@
+"""Where crops lie: every draw is a pure function of the generator it is given.
+
+Lattice indices count voxels of the job's spacing from the world's origin (data/prepare.py), so that two volumes of one
+frame are cropped at the same place by the same indices.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from parametrium.data.cache import PreparedPatient, PreparedVolume
+
+Corner = tuple[int, int, int]
+
+
+class Crop(NamedTuple):
+    """One crop to be read.
+
+    Attributes:
+        volume: where from.
+        slot: which patient of the batch.
+        frame: crops with the same number are registered and show the same place.
+        corner: lattice index of its first voxel.
+    """
+
+    volume: PreparedVolume
+    slot: int
+    frame: int
+    corner: Corner
+
+
+def draw_corner(
+    rng: np.random.Generator, volume: PreparedVolume, extent: Corner, foreground_fraction: float = 1.0
+) -> Corner:
+    """First voxel of a crop, centred on a body voxel or anywhere, moved into the volume where that is larger."""
+    foreground = volume.foreground()
+    if len(foreground) and rng.random() < foreground_fraction:
+        centre = foreground[rng.integers(len(foreground))]
+    else:
+        centre = np.asarray(volume.offset) + rng.integers(volume.shape)
+    corner = []
+    for axis in range(3):
+        first, last = volume.offset[axis], volume.offset[axis] + volume.shape[axis] - extent[axis]
+        wanted = int(centre[axis]) - extent[axis] // 2
+        # A volume smaller than the crop lies somewhere inside it, not always at the same edge.
+        corner.append(min(max(wanted, first), last) if last >= first else int(rng.integers(last, first + 1)))
+    return (corner[0], corner[1], corner[2])
+
+
+def draw_aligned(
+    rng: np.random.Generator,
+    patients: Sequence[PreparedPatient],
+    extent: Corner,
+    volumes: int,
+    foreground_fraction: float,
+) -> list[Crop]:
+    """For every patient one frame, up to ``volumes`` of its volumes (each another modality), one place for all."""
+    crops = []
+    for slot, patient in enumerate(patients):
+        anchor = patient.volumes[rng.integers(len(patient.volumes))]
+        others = [v for v in patient.volumes if v.frame == anchor.frame and v.modality != anchor.modality]
+        by_modality: dict[str, list[PreparedVolume]] = defaultdict(list)
+        for volume in others:
+            by_modality[volume.modality].append(volume)
+        chosen = [same[rng.integers(len(same))] for same in by_modality.values()]
+        order = rng.permutation(len(chosen))[: volumes - 1]
+        corner = draw_corner(rng, anchor, extent, foreground_fraction)
+        crops += [Crop(volume, slot, slot, corner) for volume in [anchor, *(chosen[i] for i in order)]]
+    return crops
+
+
+def draw_contrast(
+    rng: np.random.Generator, patients: Sequence[PreparedPatient], extent: Corner, count: int
+) -> tuple[list[int], list[Crop]]:
+    """One pair of modalities for the whole batch, patients that have both, two independent places in each.
+
+    One pair a batch, because candidates of different modality would be told apart by their modality. Patients with a
+    single modality pair it with itself (instance level). A pair is drawn in proportion to the patients that have it.
+
+    Returns:
+        indices of the patients taken, and their crops, two after each other; both empty where fewer than two patients
+        can be compared.
+    """
+    having: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, patient in enumerate(patients):
+        names = sorted({volume.modality for volume in patient.volumes})
+        pairs = [(a, b) for a in names for b in names if a < b] or [(names[0], names[0])]
+        for pair in pairs:
+            having[pair].append(index)
+    usable = sorted(pair for pair, found in having.items() if len(found) > 1)
+    if not usable:
+        return [], []
+    weights = np.array([len(having[pair]) for pair in usable], dtype=float)
+    pair = usable[rng.choice(len(usable), p=weights / weights.sum())]
+    found = having[pair]
+    taken = sorted(int(i) for i in rng.permutation(found)[:count])
+    crops: list[Crop] = []
+    for slot, index in enumerate(taken):
+        for modality in pair:
+            same = [volume for volume in patients[index].volumes if volume.modality == modality]
+            volume = same[rng.integers(len(same))]
+            crops.append(Crop(volume, slot, len(crops), draw_corner(rng, volume, extent)))
+    return taken, crops

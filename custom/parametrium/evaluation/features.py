@@ -1,0 +1,86 @@
+"""Frozen features of patients, and two controls that know nothing of anatomy.
+
+N crops, C channels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from parametrium.config import JobConfig
+from parametrium.data.batch import Batch
+from parametrium.data.cache import PreparedPatient
+from parametrium.evaluation.crops import volume_crops
+from parametrium.objectives.registry import PretrainingModel
+
+Vector = NDArray[np.float32]
+Features = dict[tuple[int, str], Vector]
+"""(patient, modality) to one vector."""
+
+Extractor = Callable[[Batch], torch.Tensor]
+"""[N crops] to [N, C]."""
+
+COARSE = 6
+"""Controls see a crop as so many blocks along each axis (PROOF: 6^3)."""
+
+
+def encoder_features(model: PretrainingModel, job: JobConfig) -> Extractor:
+    """Mean of the patch tokens of the whole crop; no mask, no head."""
+    device = next(model.parameters()).device
+
+    def extract(batch: Batch) -> torch.Tensor:
+        moved = batch.to(device)
+        return model.encoder.encode(moved.images, moved.modality, job.preparation.spacing_mm).pooled.float().cpu()
+
+    return extract
+
+
+def body_mask_features(batch: Batch) -> torch.Tensor:
+    """Where the body is, as coarse blocks: what the field of view alone gives away."""
+    return F.adaptive_avg_pool3d(batch.body.float(), COARSE).flatten(1)
+
+
+def voxel_features(batch: Batch) -> torch.Tensor:
+    """Downsampled intensities."""
+    return F.adaptive_avg_pool3d(batch.images, COARSE).flatten(1)
+
+
+@torch.no_grad()
+def patient_features(
+    patients: Sequence[PreparedPatient], extractors: Mapping[str, Extractor], job: JobConfig, site: str, purpose: str
+) -> dict[str, Features]:
+    """One vector a patient and modality: the mean over its random crops.
+
+    Several volumes of one modality (studies over a treatment) are averaged.
+
+    Returns:
+        By extractor name.
+    """
+    collected: dict[str, dict[tuple[int, str], list[Vector]]] = {name: {} for name in extractors}
+    for item in volume_crops(patients, job, site, purpose):
+        for name, extract in extractors.items():
+            vector = extract(item.batch).mean(0).numpy()
+            collected[name].setdefault((item.patient, item.modality), []).append(vector)
+    return {
+        name: {key: np.mean(vectors, axis=0, dtype=np.float32) for key, vectors in by_key.items()}
+        for name, by_key in collected.items()
+    }
+
+
+def standardised(features: Features, reference: Features) -> Features:
+    """Features centred and scaled by the reference patients' mean and deviation in the same modality.
+
+    Pooled tokens of an untrained network have cosine 1 with each other; the difference between patients is what counts.
+    """
+    result: Features = {}
+    for modality in {m for _, m in features}:
+        rows = [vector for (_, m), vector in reference.items() if m == modality]
+        mean = np.mean(rows, axis=0) if rows else np.float32(0)
+        deviation = np.std(rows, axis=0) if len(rows) > 1 else np.float32(1)
+        for key, vector in features.items():
+            if key[1] == modality:
+                result[key] = ((vector - mean) / np.maximum(deviation, 1e-6)).astype(np.float32)
+    return result

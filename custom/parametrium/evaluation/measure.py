@@ -1,0 +1,71 @@
+"""Everything a site measures on its held-out patients, as scalars with public names."""
+
+from collections.abc import Sequence
+
+import torch
+
+from parametrium.config import JobConfig
+from parametrium.data.cache import PreparedPatient
+from parametrium.evaluation.features import (
+    body_mask_features,
+    encoder_features,
+    patient_features,
+    standardised,
+    voxel_features,
+)
+from parametrium.evaluation.probe import probe
+from parametrium.evaluation.reconstruction import modality_means, reconstruction_errors
+from parametrium.evaluation.retrieval import retrieval
+from parametrium.objectives.registry import PretrainingModel, build_model
+
+Patients = Sequence[PreparedPatient]
+
+
+def measure_reconstruction(
+    model: PretrainingModel, training: Patients, held_out: Patients, job: JobConfig, site: str
+) -> dict[str, float]:
+    """Held-out reconstruction error of the model, the untrained model and the trivial predictors."""
+    models = {"model": model.eval(), "untrained": _untrained(job, model)}
+    return reconstruction_errors(models, held_out, modality_means(training, job, site), job, site)
+
+
+def measure_features(
+    model: PretrainingModel, training: Patients, held_out: Patients, job: JobConfig, site: str
+) -> dict[str, float]:
+    """Retrieval and probe, each with its controls, as ``evaluation/retrieval/...`` and ``evaluation/probe/...``."""
+    extractors = {
+        "model": encoder_features(model.eval(), job),
+        "untrained": encoder_features(_untrained(job, model), job),
+        "body_mask": body_mask_features,
+        "voxels": voxel_features,
+    }
+    seen = patient_features(training, extractors, job, site, "features")
+    unseen = patient_features(held_out, extractors, job, site, "features-held-out")
+    scalars: dict[str, float] = {}
+    for name in extractors:
+        reference, test = standardised(seen[name], seen[name]), standardised(unseen[name], seen[name])
+        if job.evaluation.retrieval:
+            scalars |= _retrieval_scalars(retrieval(test, job.modalities), name)
+        if job.evaluation.probe is not None:
+            variable = next(v for v in job.clinical if v.name == job.evaluation.probe)
+            scores = probe(variable, (training, reference), (held_out, test))
+            chance = scores.pop("chance", None)
+            for measure, score in scores.items():
+                scalars[f"evaluation/probe/{measure}/{name}"] = score
+                scalars[f"evaluation/probe/{measure}/chance"] = chance or 0.0
+    return scalars
+
+
+def _retrieval_scalars(results: dict[str, dict[str, float]], features: str) -> dict[str, float]:
+    scalars = {}
+    for pair, result in results.items():
+        for measure in ("r1", "r5"):
+            scalars[f"evaluation/retrieval/{pair}/{measure}/{features}"] = result[measure]
+            scalars[f"evaluation/retrieval/{pair}/{measure}/chance"] = result[f"chance_{measure}"]
+        scalars[f"evaluation/retrieval/{pair}/candidates"] = result["candidates"]
+    return scalars
+
+
+def _untrained(job: JobConfig, like: PretrainingModel) -> PretrainingModel:
+    device: torch.device = next(like.parameters()).device
+    return build_model(job).to(device).eval()

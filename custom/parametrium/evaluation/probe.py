@@ -1,0 +1,71 @@
+"""A linear probe on frozen features: does a linear map read a clinical variable from the encoder?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from sklearn.linear_model import LogisticRegressionCV, RidgeCV
+from sklearn.metrics import balanced_accuracy_score
+
+from parametrium.clinical.schema import encode
+from parametrium.config import ClinicalVariable, NominalVariable
+from parametrium.data.cache import PreparedPatient
+from parametrium.evaluation.features import Features
+
+MINIMUM_TRAINING = 10
+MINIMUM_TEST = 4
+
+
+def probe(
+    variable: ClinicalVariable,
+    training: tuple[Sequence[PreparedPatient], Features],
+    held_out: tuple[Sequence[PreparedPatient], Features],
+) -> dict[str, float]:
+    """Fits on training patients, scores on held-out ones.
+
+    Continuous and ordinal variables: ridge regression, Spearman correlation (chance 0). Nominal ones: logistic
+    regression, balanced accuracy (chance 1 / levels seen).
+
+    Args:
+        variable: what to predict.
+        training: patients and their standardised features.
+        held_out: patients and their standardised features.
+
+    Returns:
+        ``{measure: score, "chance": chance}``; empty where too few patients have the variable.
+    """
+    x, y = _table(variable, *training)
+    x_test, y_test = _table(variable, *held_out)
+    if len(y) < MINIMUM_TRAINING or len(y_test) < MINIMUM_TEST or len(set(y)) < 2 or len(set(y_test)) < 2:
+        return {}
+    if isinstance(variable, NominalVariable):
+        if min(np.unique(y, return_counts=True)[1]) < 2:
+            return {}
+        classifier = LogisticRegressionCV(
+            Cs=np.logspace(-4, 2, 7),
+            cv=2,
+            class_weight="balanced",
+            max_iter=2000,
+            l1_ratios=(0,),
+            use_legacy_attributes=False,
+        )
+        guess = classifier.fit(x, y).predict(x_test)
+        return {"balanced_accuracy": float(balanced_accuracy_score(y_test, guess)), "chance": 1 / len(set(y_test))}
+    guess = RidgeCV(alphas=np.logspace(-1, 5, 13)).fit(x, y).predict(x_test)
+    correlation = spearmanr(guess, y_test).statistic if np.std(guess) > 0 else 0.0
+    return {"spearman": float(correlation), "chance": 0.0}
+
+
+def _table(
+    variable: ClinicalVariable, patients: Sequence[PreparedPatient], features: Features
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Features (mean over a patient's modalities) and values of the patients that have both."""
+    rows = encode([patient.clinical for patient in patients], [variable])
+    x, y = [], []
+    for index in range(len(patients)):
+        vectors = [vector for (p, _), vector in features.items() if p == index]
+        if vectors and rows.observed[index, 0]:
+            x.append(np.mean(vectors, axis=0))
+            y.append(rows.values[index, 0])
+    return np.array(x, dtype=np.float32), np.array(y, dtype=np.float32)

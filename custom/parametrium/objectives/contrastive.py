@@ -1,0 +1,110 @@
+"""Soft contrast between a patient's modalities, with clinical similarity (METHODS 3.3; after the brachytherapy work).
+
+P patients, C channels, Z channels of the projection.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from parametrium.clinical.similarity import Similarity, gower
+from parametrium.config import ClinicalVariable, SoftContrastiveConfig
+from parametrium.data.batch import Batch, CropRequest
+from parametrium.model.encoder import Encoder
+from parametrium.model.masking import random_mask
+from parametrium.model.patch_embed import gather, patchify
+from parametrium.model.presets import Architecture
+from parametrium.objectives.objective import Objective, Outcome, count
+from parametrium.objectives.reconstruction import Spacing, crop_positions
+
+PROJECTION = 128
+"""Channels Z of the projection."""
+
+
+def soft_targets(similarity: Similarity, softness: float, temperature: float) -> Tensor:
+    """q_ij = (1 - a) [i = j] + a softmax_{j != i}(S~_ij / t); one-hot where nothing is known of patient i.
+
+    A pair of which nothing is known in common gets no share of the soft part.
+
+    Args:
+        similarity: of the batch's patients.
+        softness: a in [0, 1].
+        temperature: t > 0.
+
+    Returns:
+        [P, P] rows that sum to 1.
+    """
+    count_ = len(similarity.gower)
+    own = torch.eye(count_, dtype=torch.bool, device=similarity.gower.device)
+    known = (similarity.coverage > 0) & ~own
+    scores = (similarity.gower / temperature).masked_fill(~known, -math.inf)
+    share = torch.where(known.any(1, keepdim=True), scores, torch.zeros_like(scores)).softmax(1)
+    has_soft = known.any(1, keepdim=True)
+    return torch.where(has_soft, (1 - softness) * own + softness * share, own.to(share.dtype))
+
+
+def soft_contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over both directions of KL(targets || softmax(logits)); zero at the optimum.
+
+    Args:
+        logits: [P, P], row i: view a of patient i against view b of every patient.
+        targets: [P, P], rows sum to 1. The other direction compares columns with the same targets.
+    """
+    forward = F.kl_div(logits.log_softmax(1), targets, reduction="batchmean")
+    backward = F.kl_div(logits.T.log_softmax(1), targets, reduction="batchmean")
+    return (forward + backward) / 2
+
+
+class SoftContrastive(Objective):
+    """Two views of every patient attract each other; the other patients share what clinical similarity grants them."""
+
+    kind = "soft_contrastive"
+
+    def __init__(
+        self,
+        config: SoftContrastiveConfig,
+        modalities: tuple[str, ...],
+        shape: Architecture,
+        spacing_mm: Spacing,
+        clinical: tuple[ClinicalVariable, ...],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.spacing_mm = spacing_mm
+        self.clinical = clinical
+        self.projector = nn.Sequential(
+            nn.LayerNorm(shape.width),
+            nn.Linear(shape.width, 2 * shape.width),
+            nn.GELU(),
+            nn.Linear(2 * shape.width, PROJECTION),
+        )
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+
+    def request(self, patients: int, volumes: int) -> CropRequest:
+        """Two views of each patient at independent places: the field of view must not give the patient away."""
+        return CropRequest("contrast", patients, 2)
+
+    def project(self, encoder: Encoder, images: Tensor, modality: Tensor, visible: Tensor) -> Tensor:
+        """[B, Z] unit vectors of [B, D, H, W] crops, from their visible patches [B, K]."""
+        patches = gather(patchify(images, encoder.shape.patch), visible)
+        positions = crop_positions(images, encoder.shape.patch, self.spacing_mm)[visible]
+        pooled = encoder(encoder.embed(patches, modality, positions)).pooled
+        return F.normalize(self.projector(pooled).float(), dim=-1)
+
+    def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
+        """KL to the soft targets; ``chance`` is the loss of an embedding that cannot tell patients apart."""
+        if batch.patients < 2:
+            return None
+        patches = batch.images[0].numel() // encoder.shape.patch**3
+        visible, _ = random_mask(len(batch.images), patches, self.config.mask_ratio, generator)
+        z = self.project(encoder, batch.images, batch.modality, visible.to(batch.images.device))
+        a, b = z.reshape(batch.patients, 2, -1).unbind(1)
+        logits = self.log_scale.exp().clamp(max=100) * a @ b.T
+        similarity = gower(batch.clinical, batch.observed, self.clinical)
+        targets = soft_targets(similarity, self.config.softness, self.config.similarity_temperature)
+        loss = soft_contrastive_loss(logits, targets)
+        chance = float(soft_contrastive_loss(torch.zeros_like(logits), targets))
+        tally = count(batch.modality, encoder.modalities)
+        return Outcome(loss, len(batch.images), tally, type(tally)(), {"chance": chance})

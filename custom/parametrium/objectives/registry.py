@@ -1,0 +1,67 @@
+"""From a job to a model: the encoder and its objectives, from one seed."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from parametrium.config import (
+    CrossModalReconstructionConfig,
+    JobConfig,
+    MaskedReconstructionConfig,
+    ObjectiveConfig,
+    SoftContrastiveConfig,
+)
+from parametrium.model.encoder import Encoder
+from parametrium.model.presets import Architecture, architecture
+from parametrium.objectives.contrastive import SoftContrastive
+from parametrium.objectives.objective import Objective
+from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
+
+
+class PretrainingModel(nn.Module):
+    """Everything that is trained: what a round aggregates, tensor by tensor.
+
+    Args:
+        job: the job.
+    """
+
+    def __init__(self, job: JobConfig) -> None:
+        super().__init__()
+        shape = architecture(job.model)
+        self.encoder = Encoder(job.modalities, shape)
+        self.objectives = nn.ModuleDict(
+            {config.kind: _build(config, job, shape) for config in job.objectives},
+        )
+
+    def objective(self, kind: str) -> Objective:
+        """The objective of that kind."""
+        return cast(Objective, self.objectives[kind])
+
+
+def build_model(job: JobConfig) -> PretrainingModel:
+    """The job's model with its initial weights: the same everywhere, a function of ``job.seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        model = PretrainingModel(job)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+    return model
+
+
+def initial_tensors(job: JobConfig) -> dict[str, Tensor]:
+    """The initial weights by name."""
+    return {name: tensor.detach().clone() for name, tensor in build_model(job).named_parameters()}
+
+
+def _build(config: ObjectiveConfig, job: JobConfig, shape: Architecture) -> Objective:
+    spacing = job.preparation.spacing_mm
+    match config:
+        case MaskedReconstructionConfig():
+            return MaskedReconstruction(config, job.modalities, shape, spacing)
+        case CrossModalReconstructionConfig():
+            return CrossModalReconstruction(config, job.modalities, shape, spacing)
+        case SoftContrastiveConfig():
+            return SoftContrastive(config, job.modalities, shape, spacing, job.clinical)

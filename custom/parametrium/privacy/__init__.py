@@ -1,0 +1,1 @@
+"""What a hospital permits."""

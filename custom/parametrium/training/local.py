@@ -1,0 +1,224 @@
+"""One site's side of a run: opens the cohort, trains rounds, measures. FLARE-free."""
+
+import csv
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from parametrium.cohort.manifest import Problem, read_cohort
+from parametrium.config import JobConfig, SiteConfig
+from parametrium.data.cache import PreparedPatient
+from parametrium.data.loader import CropLoader, stable_number
+from parametrium.data.prepare import prepare_cohort
+from parametrium.errors import Code, ParametriumError, TrainingError
+from parametrium.evaluation.measure import measure_features, measure_reconstruction
+from parametrium.objectives.registry import initial_tensors
+from parametrium.objectives.schedule import CropPlan
+from parametrium.privacy.policy import check_job, check_patients
+from parametrium.training.aggregation import aggregate
+from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
+from parametrium.training.round import set_tensors, train_round
+from parametrium.training.run_folder import RunFolder, contribution_of
+from parametrium.training.step import new_state
+from parametrium.training.update import Update, check_update
+
+initial_model = initial_tensors
+
+
+class SiteTrainer:
+    """Keeps a site's cohort, model and optimiser over the rounds of a run.
+
+    Args:
+        job: what is learned.
+        site: where the data are, and the policy.
+        run: the run's name.
+        state: this site's folder for this run: optimiser, TensorBoard, problems, pictures. It never leaves the site.
+    """
+
+    def __init__(self, job: JobConfig, site: SiteConfig, run: str, state: Path) -> None:
+        self.job = job
+        self.site = site
+        self.run = run
+        self.folder = state
+        self.training: list[PreparedPatient] = []
+        self.held_out: list[PreparedPatient] = []
+
+    def open(self) -> dict[str, float]:
+        """Checks the policy, reads and prepares the cohort, builds the model.
+
+        Returns:
+            Counts with public names: ``site/patients``, ``site/held_out_patients``, ``site/volumes/<modality>``,
+            ``site/problems/<reason>``.
+
+        Raises:
+            PolicyError: PM601.
+            CohortError: PM201, PM202.
+            TrainingError: PM403 when the saved optimiser is damaged, PM404 when the device is not there.
+        """
+        check_job(self.job, self.site.policy)
+        torch.set_num_threads(self.site.threads)
+        cohort = read_cohort(Path(self.site.cohort), self.job.modalities)
+        prepared = prepare_cohort(cohort, self.job.preparation, Path(self.site.cache), jobs=self.site.prepare_jobs)
+        self.training, self.held_out = split(prepared.patients, self.job)
+        check_patients(len(self.training), self.site.policy)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_problems(self.folder / "problems.csv", prepared.problems)
+        self.state = new_state(self.job, training_device(self.site.device))
+        self._load_optimiser()
+        plan = CropPlan(self.job, self.state.model)
+        self.loader = CropLoader(self.training, self.job, self.site.site, plan, self.site.workers)
+        self.writer = SummaryWriter(str(self.folder / "tensorboard"))
+        return self._facts(prepared.problems)
+
+    def train(self, number: int, tensors: Mapping[str, Tensor]) -> Update:
+        """Trains one round from the given global weights."""
+        set_tensors(self.state, tensors)
+        update = train_round(self.state, self.loader, self.job, self.site.site, number)
+        self._save_optimiser(number)
+        self._log(update.scalars, number)
+        return update
+
+    def evaluate(self, number: int, tensors: Mapping[str, Tensor], final: bool) -> dict[str, float]:
+        """Measures the given global weights on held-out patients; the features only at the end of the run."""
+        set_tensors(self.state, tensors)
+        if not self.held_out:
+            return {}
+        site = self.site.site
+        scalars = measure_reconstruction(self.state.model, self.training, self.held_out, self.job, site)
+        if final:
+            scalars |= measure_features(self.state.model, self.training, self.held_out, self.job, site)
+        self._log(scalars, number)
+        return scalars
+
+    def close(self) -> None:
+        """Flushes the site's own log."""
+        self.writer.close()
+
+    def _facts(self, problems: tuple[Problem, ...]) -> dict[str, float]:
+        volumes = Counter(volume.modality for patient in self.training for volume in patient.volumes)
+        reasons = Counter(problem.reason.value for problem in problems)
+        facts: dict[str, float] = {
+            "site/patients": len(self.training),
+            "site/held_out_patients": len(self.held_out),
+        }
+        facts |= {f"site/volumes/{modality}": count for modality, count in sorted(volumes.items())}
+        return facts | {f"site/problems/{reason}": count for reason, count in sorted(reasons.items())}
+
+    def _log(self, scalars: Mapping[str, float], number: int) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, number)
+        self.writer.flush()
+
+    def _save_optimiser(self, number: int) -> None:
+        tensors = {}
+        for name, parameter in self.state.model.named_parameters():
+            for key, value in self.state.optimiser.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value
+        save_checkpoint(self.folder / "optimiser", tensors, {"run": self.run, "round": number})
+
+    def _load_optimiser(self) -> None:
+        """Continues with the moments of an earlier process of this run, so that a restart changes nothing."""
+        if not (self.folder / "optimiser").exists():
+            return
+        tensors, meta = load_checkpoint(self.folder / "optimiser")
+        if meta["run"] != self.run:
+            return
+        named = dict(self.state.model.named_parameters())
+        for key, value in tensors.items():
+            slot, name = key.split("/", 1)
+            if name in named:
+                device = named[name].device
+                self.state.optimiser.state[named[name]][slot] = value.to(device)
+
+
+def train_locally(job: JobConfig, site: SiteConfig, out: Path) -> Path:
+    """The job's rounds at one site, without a federation: the same training, checks and aggregation.
+
+    Args:
+        job: what is learned; ``minimum_sites`` counts this one site.
+        site: where the data are.
+        out: the run folder; must not hold a run.
+
+    Returns:
+        The run folder, with its manifest.
+    """
+    folder = RunFolder(out, job)
+    folder.create()
+    trainer = SiteTrainer(job, site, job.name, out / "sites" / site.site)
+    rounds = 0
+    try:
+        facts = trainer.open()
+        model = initial_model(job)
+        folder.save_model(0, model)
+        folder.add_evaluation(0, site.site, facts | trainer.evaluate(0, model, final=False))
+        for number in range(job.rounds):
+            started = time.monotonic()
+            update = trainer.train(number, model)
+            check_update(update, model, round_number=number, max_norm=job.aggregation.max_update_norm)
+            model = aggregate(
+                model,
+                [update],
+                rule=job.aggregation.rule,
+                server_learning_rate=job.aggregation.server_learning_rate,
+            )
+            contribution = contribution_of(update, trainer.state.owners)
+            folder.add_round(number, [contribution], {site.site: update.scalars}, time.monotonic() - started)
+            folder.save_model(number + 1, model)
+            rounds = number + 1
+            if evaluation_due(job, rounds):
+                scalars = trainer.evaluate(rounds, model, final=rounds == job.rounds)
+                folder.add_evaluation(rounds, site.site, scalars)
+        trainer.close()
+    except ParametriumError as error:
+        folder.finish(rounds, [site.site], error)
+        raise
+    folder.finish(rounds, [site.site])
+    return out
+
+
+def evaluation_due(job: JobConfig, rounds: int) -> bool:
+    """Whether to measure after so many finished rounds."""
+    every = job.evaluation.every
+    return rounds == job.rounds or (every > 0 and rounds % every == 0)
+
+
+def split(patients: tuple[PreparedPatient, ...], job: JobConfig) -> tuple[list[PreparedPatient], list[PreparedPatient]]:
+    """Training and held-out patients: as the cohort table says, otherwise by a hash of seed and pseudonym."""
+    training, held_out = [], []
+    for patient in patients:
+        share = stable_number(f"{job.seed}/{patient.name}") / 2**32
+        test = patient.split == "test" if patient.split else share < job.evaluation.holdout_fraction
+        (held_out if test else training).append(patient)
+    return training, held_out
+
+
+def training_device(name: str) -> torch.device:
+    """The device a site config names; auto takes the GPU where there is one.
+
+    Raises:
+        TrainingError: PM404 when a GPU is named that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise TrainingError(
+            Code.TRAINING_UNAVAILABLE,
+            f"site.device is {name}, but {torch.cuda.device_count()} GPUs are visible; use auto or cpu",
+        )
+    return device
+
+
+def write_problems(path: Path, problems: tuple[Problem, ...]) -> None:
+    """The site's own list of what was left out, by pseudonym and reason; readable by its owner alone."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["patient", "modality", "reason"])
+        writer.writerows([problem.patient, problem.modality, problem.reason.value] for problem in problems)

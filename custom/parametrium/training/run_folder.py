@@ -1,0 +1,256 @@
+"""The run folder: what happened, round by round, and whether the run is good.
+
+    RUN/
+        job.yaml                    the job, as it ran
+        rounds.jsonl                one JSON object a round: sites, statuses, scalars, seconds
+        contributions.csv           who contributed what to which round, and who was rejected why
+        evaluation.jsonl            one JSON object an evaluation: round, site, scalars
+        checkpoints/round_0003/     the global model after that round
+        tensorboard/<site>/         the scalars that travelled
+        manifest.json               status, rounds done, final checkpoint and its checksum: the only witness of success
+        sites/<site>/               in a simulation on one machine: the sites' own folders; they never travel
+
+Everything is keyed by round and only appended; a line is on the disk before the next round begins.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from parametrium.config import JobConfig, parse_job
+from parametrium.errors import Code, FederationError, ParametriumError, public_text
+from parametrium.model.modality import Owner
+from parametrium.training.checkpoint import TENSORS, file_digest, flush, load_checkpoint, save_checkpoint
+from parametrium.training.update import Update
+
+Status = Literal["accepted", "rejected", "missing"]
+COLUMNS = ("round", "site", "status", "reason", "samples", "tensors", "norm")
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One site in one round.
+
+    Attributes:
+        site: name of the site.
+        status: accepted, rejected by a check, or missing (error, late, silent).
+        reason: public text; empty when accepted.
+        samples: n_k.
+        tensors: how many tensors it changed.
+        norm: L2 norm of its update.
+        owners: samples by group of tensors, for instance ``embed/CT``.
+    """
+
+    site: str
+    status: Status
+    reason: str = ""
+    samples: int = 0
+    tensors: int = 0
+    norm: float = 0.0
+    owners: dict[str, int] = field(default_factory=dict)
+
+
+class RunFolder:
+    """Writes a run folder.
+
+    Args:
+        path: the folder.
+        job: the job that runs.
+    """
+
+    def __init__(self, path: Path, job: JobConfig) -> None:
+        self.path = path
+        self.job = job
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def create(self) -> None:
+        """Makes a new run folder.
+
+        Raises:
+            FederationError: PM503 when rounds were already done here.
+        """
+        if (self.path / "rounds.jsonl").exists() or (self.path / "manifest.json").exists():
+            raise FederationError(
+                Code.RUN_INVALID,
+                "the run folder already holds a run; choose another folder, or another job.name",
+                site_detail=str(self.path),
+            )
+        for part in ("checkpoints", "tensorboard", "sites"):
+            (self.path / part).mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(self.job.model_dump(mode="json"), sort_keys=False)
+        _write(self.path / "job.yaml", text)
+        _append(self.path / "contributions.csv", ",".join(COLUMNS) + "\n")
+
+    def add_round(
+        self,
+        number: int,
+        contributions: Sequence[Contribution],
+        scalars: Mapping[str, Mapping[str, float]],
+        seconds: float,
+    ) -> None:
+        """Appends one finished round.
+
+        Args:
+            number: counted from 0.
+            contributions: every site of the run, in any order.
+            scalars: by site.
+            seconds: wall time of the round.
+        """
+        ordered = sorted(contributions, key=lambda c: c.site)
+        _append(self.path / "contributions.csv", _csv_rows(number, ordered))
+        record = {
+            "round": number,
+            "seconds": round(seconds, 3),
+            "sites": [asdict(c) for c in ordered],
+            "scalars": {site: dict(values) for site, values in sorted(scalars.items())},
+        }
+        _append(self.path / "rounds.jsonl", json.dumps(record) + "\n")
+        for site, values in scalars.items():
+            self._log(site, values, number)
+
+    def add_evaluation(self, number: int, site: str, scalars: Mapping[str, float]) -> None:
+        """Appends what a site measured under the global model that entered round ``number``."""
+        record = {"round": number, "site": site, "scalars": dict(scalars)}
+        _append(self.path / "evaluation.jsonl", json.dumps(record) + "\n")
+        self._log(site, scalars, number)
+
+    def save_model(self, number: int, model: Mapping[str, Tensor]) -> Path:
+        """Writes the global model after ``number`` finished rounds; 0 is the initial model."""
+        meta = {
+            "run": self.job.name,
+            "round": number,
+            "modalities": list(self.job.modalities),
+            "preparation": self.job.preparation.model_dump(mode="json"),
+            "job": self.job.model_dump(mode="json"),
+            "rng": {"seed": self.job.seed, "step": number * self.job.local_steps},
+        }
+        return save_checkpoint(self.path / "checkpoints" / f"round_{number:04d}", model, meta)
+
+    def finish(self, rounds_done: int, sites: Sequence[str], error: BaseException | None = None) -> None:
+        """Writes the manifest: the run is complete, or why it is not."""
+        for writer in self._writers.values():
+            writer.close()
+        final = self.path / "checkpoints" / f"round_{rounds_done:04d}"
+        manifest: dict[str, Any] = {
+            "run": self.job.name,
+            "status": "failed" if error else "complete",
+            "rounds_done": rounds_done,
+            "rounds_planned": self.job.rounds,
+            "sites": sorted(sites),
+            "checkpoint": final.name if final.exists() else None,
+            "sha256": file_digest(final / TENSORS) if final.exists() else None,
+            "error": public_text(error) if error else None,
+        }
+        _write(self.path / "manifest.json", json.dumps(manifest, indent=1))
+
+    def _log(self, site: str, scalars: Mapping[str, float], number: int) -> None:
+        if site not in self._writers:
+            self._writers[site] = SummaryWriter(str(self.path / "tensorboard" / site))
+        for name, value in scalars.items():
+            self._writers[site].add_scalar(name, value, number)
+        self._writers[site].flush()
+
+
+def contribution_of(update: Update, owners: Mapping[str, Owner]) -> Contribution:
+    """The record of an accepted update.
+
+    ``owners`` summarises n_kp: the largest contribution among the tensors of one role and modality.
+    """
+    groups: dict[str, int] = {}
+    for name, samples in sorted(update.contributions.items()):
+        owner = owners[name]
+        group = owner.role if owner.modality is None else f"{owner.role}/{owner.modality}"
+        groups[group] = max(groups.get(group, 0), samples)
+    return Contribution(update.site, "accepted", "", update.samples, len(update.tensors), update.norm, groups)
+
+
+def judge(path: Path) -> tuple[bool, list[str]]:
+    """Whether a run is good, recomputed from its folder; FLARE's word is no evidence.
+
+    Returns:
+        True and no reasons, or False and every reason: rounds missing, a round below the minimum of sites, a model that
+        is not finite, a checksum that differs, or the error of the run itself.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        job = parse_job(yaml.safe_load((path / "job.yaml").read_text(encoding="utf-8")))
+        rounds = read_lines(path / "rounds.jsonl")
+    except (OSError, ValueError, yaml.YAMLError, ParametriumError):
+        return False, ["the run has no manifest: it did not come to an end"]
+    reasons = [manifest["error"]] if manifest["error"] else []
+    if manifest["status"] != "complete" and not reasons:
+        reasons.append(f"the run's status is {manifest['status']}")
+    numbers = [record["round"] for record in rounds]
+    if numbers != list(range(job.rounds)):
+        reasons.append(f"{len(numbers)} of {job.rounds} rounds were done")
+    for record in rounds:
+        accepted = sum(site["status"] == "accepted" for site in record["sites"])
+        if accepted < job.minimum_sites:
+            reasons.append(f"round {record['round']} had {accepted} of at least {job.minimum_sites} contributions")
+    return not (reasons := reasons + _model_faults(path, manifest)), reasons
+
+
+def final_model(path: Path) -> dict[str, Tensor]:
+    """The tensors of a run's last checkpoint, as its manifest names it.
+
+    Raises:
+        FederationError: PM503 when the run has none.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FederationError(Code.RUN_INVALID, "the folder holds no finished run", site_detail=str(path)) from error
+    if not manifest.get("checkpoint"):
+        raise FederationError(Code.RUN_INVALID, "the run ended without a checkpoint", site_detail=str(path))
+    return load_checkpoint(path / "checkpoints" / manifest["checkpoint"])[0]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; an absent file has none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _model_faults(path: Path, manifest: Mapping[str, Any]) -> list[str]:
+    try:
+        tensors = final_model(path)
+        if file_digest(path / "checkpoints" / manifest["checkpoint"] / TENSORS) != manifest["sha256"]:
+            return ["the final model does not match the manifest's checksum"]
+    except ParametriumError as error:
+        return [str(error)]
+    broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+    return [f"{broken} tensors of the final model are not finite"] if broken else []
+
+
+def _csv_rows(number: int, contributions: Sequence[Contribution]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for c in contributions:
+        writer.writerow([number, c.site, c.status, c.reason, c.samples, c.tensors, f"{c.norm:.6g}"])
+    return text.getvalue()
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    flush(partial)
+    partial.rename(path)
+    flush(path.parent)

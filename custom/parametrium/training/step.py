@@ -1,0 +1,148 @@
+"""One optimiser step: forward and backward of the step's objectives, checks, update."""
+
+import contextlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from parametrium.config import JobConfig
+from parametrium.data.loader import Batches, stable_number
+from parametrium.errors import Code, TrainingError
+from parametrium.model.modality import Owner, tensor_owners
+from parametrium.objectives.objective import Outcome
+from parametrium.objectives.registry import PretrainingModel, build_model
+from parametrium.objectives.schedule import objectives_at
+from parametrium.training.optim import build_optimiser, learning_rate
+
+
+@dataclass
+class TrainState:
+    """What a site's trainer keeps between steps.
+
+    Attributes:
+        model: the model on its device.
+        optimiser: AdamW; its moments stay at the site over rounds (METHODS 5.3).
+        owners: to whom each tensor belongs.
+        device: where it trains.
+        step: global step, counted over the whole run.
+    """
+
+    model: PretrainingModel
+    optimiser: torch.optim.AdamW
+    owners: dict[str, Owner]
+    device: torch.device
+    step: int = 0
+
+
+@dataclass
+class StepReport:
+    """What one step did.
+
+    Attributes:
+        losses: by objective, before weighting.
+        scalars: further numbers of the objectives, ``<name>/<objective>``.
+        gradient_norm: before clipping; 0 when nothing was trained.
+        samples: crops, each counted once for every objective it served.
+        contributions: by tensor, samples with a gradient path to it.
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
+    gradient_norm: float = 0.0
+    samples: int = 0
+    contributions: Counter[str] = field(default_factory=Counter)
+
+
+def new_state(job: JobConfig, device: torch.device) -> TrainState:
+    """The job's initial model with a fresh optimiser."""
+    model = build_model(job).to(device)
+    return TrainState(model, build_optimiser(model, job.optimiser), tensor_owners(model), device)
+
+
+def train_step(state: TrainState, batches: Batches, job: JobConfig, site: str) -> StepReport:
+    """Trains one step and moves ``state.step`` on.
+
+    Args:
+        state: changed in place.
+        batches: what the loader gave for ``state.step``.
+        job: objectives, schedule, optimiser, precision.
+        site: the site's name, which enters the seed of the masks.
+
+    Raises:
+        TrainingError: PM402 before the update, when a loss or the gradient is not finite; names objective and step.
+    """
+    report = StepReport()
+    state.model.train()
+    state.optimiser.zero_grad(set_to_none=True)
+    for config in objectives_at(state.step, job):
+        objective = state.model.objective(config.kind)
+        layout = objective.request(1, 1).layout
+        if layout not in batches:
+            continue
+        generator = step_generator(job.seed, site, state.step, config.kind)
+        with autocast(job.precision, state.device):
+            outcome = objective(state.model.encoder, batches[layout].to(state.device), generator)
+        if outcome is None:
+            continue
+        loss = float(outcome.loss.detach())
+        if not torch.isfinite(outcome.loss):
+            raise _not_finite(f"the loss of {config.kind}", state.step)
+        (config.weight * outcome.loss).backward()
+        report.losses[config.kind] = loss
+        report.scalars.update({f"{name}/{config.kind}": value for name, value in outcome.scalars.items()})
+        report.samples += outcome.samples
+        report.contributions += _contributions(state, config.kind, outcome)
+    if report.losses:
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), job.optimiser.clip_norm)
+        report.gradient_norm = float(norm)
+        if not torch.isfinite(norm):
+            raise _not_finite(f"the gradient of {' + '.join(report.losses)}", state.step)
+        for group in state.optimiser.param_groups:
+            group["lr"] = learning_rate(state.step, job.total_steps, job.optimiser)
+        state.optimiser.step()
+    state.step += 1
+    return report
+
+
+def step_generator(seed: int, site: str, step: int, purpose: str) -> torch.Generator:
+    """CPU generator that is a function of its arguments alone; also seeds drop-path, which has no generator."""
+    mixed = stable_number(f"{seed}/{site}/{step}/{purpose}")
+    torch.manual_seed(mixed)
+    return torch.Generator().manual_seed(mixed)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast when asked for, or when the device multiplies bf16 faster than fp32.
+
+    Raises:
+        TrainingError: PM404 when bf16 is asked for and the GPU does not have it.
+    """
+    if device.type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Without tile instructions a CPU's bf16 product is slower than its fp32 product.
+        has = torch.cpu._is_amx_tile_supported()
+    if precision == "bf16" and device.type == "cuda" and not has:
+        raise TrainingError(Code.TRAINING_UNAVAILABLE, "job.precision is bf16, but this GPU has none; use fp32 or auto")
+    if precision == "bf16" or (precision == "auto" and has):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _contributions(state: TrainState, kind: str, outcome: Outcome) -> Counter[str]:
+    """n_kp of one objective: its own heads and the encoder, where a gradient arrived."""
+    counts: Counter[str] = Counter()
+    for name, parameter in state.model.named_parameters():
+        if parameter.grad is not None and name.startswith(("encoder.", f"objectives.{kind}.")):
+            counts[name] = outcome.contribution(state.owners[name])
+    return +counts
+
+
+def _not_finite(what: str, step: int) -> TrainingError:
+    return TrainingError(
+        Code.TRAINING_NOT_FINITE,
+        f"{what} is not finite at step {step}; the update was not made. "
+        "Lower optimiser.learning_rate or use precision fp32.",
+    )

@@ -1,0 +1,71 @@
+"""Small things that many tests need: a job, a batch, the public scans beside the checkout."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parametrium.config import JobConfig, parse_job
+from parametrium.data.batch import Batch
+
+REAL_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of public scans; a test that needs it is skipped where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("the public scans are not beside this checkout (../shared/data)")
+    return REAL_DATA
+
+
+@pytest.fixture
+def make_job() -> Callable[..., JobConfig]:
+    """A tiny job; keyword arguments replace its settings."""
+
+    def make(**changes: Any) -> JobConfig:
+        job: dict[str, Any] = {
+            "name": "tiny",
+            "modalities": ["CT", "T1", "PET"],
+            "crop": [16, 16, 16],
+            "model": {"patch": 4, "width": 24, "depth": 2, "heads": 2, "decoder_width": 24, "decoder_depth": 1},
+            "objectives": [{"kind": "masked_reconstruction"}],
+            "batch": {"patients": 4},
+            "rounds": 2,
+            "local_steps": 4,
+            "clinical": [
+                {"kind": "continuous", "name": "age", "unit": "years", "lower": 18.0, "upper": 100.0, "sigma": 10.0},
+                {"kind": "ordinal", "name": "stage", "levels": ["I", "II", "III"]},
+                {"kind": "nominal", "name": "histology", "levels": ["a", "b"]},
+            ],
+        }
+        return parse_job({**job, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """Random crops: ``modalities`` holds one list of modality indices a patient."""
+
+    def make(
+        modalities: list[list[int]], *, extent: int = 16, variables: int = 3, aligned: bool = True, seed: int = 0
+    ) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        flat = [m for row in modalities for m in row]
+        slots = [p for p, row in enumerate(modalities) for _ in row]
+        n = len(flat)
+        return Batch(
+            images=torch.randn(n, extent, extent, extent, generator=generator),
+            body=torch.ones(n, extent, extent, extent, dtype=torch.bool),
+            patient=torch.tensor(slots),
+            modality=torch.tensor(flat),
+            frame=torch.tensor(slots) if aligned else torch.arange(n),
+            corner=torch.zeros(n, 3, dtype=torch.long),
+            clinical=torch.rand(len(modalities), variables, generator=generator),
+            observed=torch.ones(len(modalities), variables, dtype=torch.bool),
+        )
+
+    return make

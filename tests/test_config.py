@@ -1,0 +1,137 @@
+"""Configs are strict, and their messages name the key, the allowed and the received."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parametrium.config import (
+    JobConfig,
+    PolicyConfig,
+    SiteConfig,
+    job_schema,
+    load_job,
+    load_site,
+    parse_job,
+    site_schema,
+)
+from parametrium.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+MINIMAL: dict[str, Any] = {
+    "name": "x",
+    "modalities": ["CT", "T1"],
+    "objectives": [{"kind": "masked_reconstruction"}],
+}
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_job({**MINIMAL, **changes})
+    return str(caught.value)
+
+
+def test_a_minimal_job_has_defaults() -> None:
+    job = parse_job(MINIMAL)
+    assert job.total_steps == job.rounds * job.local_steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"roundz": 3}, ["PM102", "job.roundz", "'rounds'"]),
+        ({"optimiser": {"learnin_rate": 1.0}}, ["PM102", "job.optimiser.learnin_rate", "'learning_rate'"]),
+        (
+            {"objectives": [{"kind": "masked_reconstruction", "mask_rato": 0.5}]},
+            ["PM102", "job.objectives.0.mask_rato", "'mask_ratio'"],
+        ),
+        ({"objectives": [{"kind": "mae"}]}, ["PM103", "job.objectives.0", "'mae'", "masked_reconstruction"]),
+        ({"rounds": "3"}, ["PM103", "job.rounds", "integer", "'3'"]),
+        ({"rounds": 0}, ["PM103", "job.rounds", "1", "0"]),
+        ({"crop": [48, 48, 44]}, ["PM103", "crop", "multiple", "8"]),
+        ({"modalities": ["DOSE"]}, ["PM103", "DOSE", "preparation.intensity.DOSE"]),
+        ({"modalities": ["CT", "CT"]}, ["PM103", "differ"]),
+        ({"evaluation": {"probe": "age"}}, ["PM103", "evaluation.probe"]),
+        ({"name": "/data/x"}, ["PM104", "job.name", "path"]),
+        ({"name": "x.nii"}, ["PM104"]),
+    ],
+)
+def test_a_wrong_job_is_refused_by_name(changes: dict[str, Any], parts: list[str]) -> None:
+    message = refusal(**changes)
+    for part in parts:
+        assert part in message
+
+
+def test_a_path_is_not_repeated_in_the_public_message() -> None:
+    assert "secretfolder" not in refusal(name="/data/secretfolder")
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"job\.name is missing"):
+        parse_job({})
+
+
+def test_a_declared_modality_needs_its_rule() -> None:
+    rule = {"kind": "window", "lower": 0.0, "upper": 70.0, "centre": 35.0, "scale": 35.0}
+    job = parse_job({**MINIMAL, "modalities": ["DOSE"], "preparation": {"intensity": {"DOSE": rule}}})
+    assert job.modalities == ("DOSE",)
+
+
+def test_jobs_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_job(MINIMAL).rounds = 3  # type: ignore[misc]
+
+
+@given(st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=8)))
+def test_any_mapping_is_taken_or_refused_with_a_code(data: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^PM10[234] "):
+        parse_job(data)
+
+
+def test_yaml_that_builds_objects_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("name: !!python/object/apply:os.system ['true']")
+    with pytest.raises(ConfigError, match="PM101"):
+        load_job(file)
+
+
+def test_site_folders_are_counted_from_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text("{site: a, cohort: c, cache: ../k, state: /s}")
+    site = load_site(file)
+    assert Path(site.cohort) == tmp_path / "c"
+    assert Path(site.cache).resolve() == tmp_path.parent / "k"
+    assert site.state == "/s"
+
+
+def test_the_template_explains_every_field() -> None:
+    template = ROOT / "site_configs" / "template.yaml"
+    data = yaml.safe_load(template.read_text())
+    assert data.keys() == SiteConfig.model_fields.keys()
+    assert data["policy"].keys() == PolicyConfig.model_fields.keys()
+    lines = template.read_text().splitlines()
+    for number, line in enumerate(lines):
+        key = line.strip().split(":")[0]
+        if key in SiteConfig.model_fields or key in PolicyConfig.model_fields:
+            assert lines[number - 1].strip().startswith("#"), f"{key} has no explanation above it"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_job_of_the_project_is_valid_and_named_as_its_file(path: Path) -> None:
+    assert load_job(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "site_configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_site_config_of_the_project_is_valid(path: Path) -> None:
+    load_site(path)
+
+
+def test_schemas_describe_every_field() -> None:
+    assert job_schema()["properties"].keys() == JobConfig.model_fields.keys()
+    assert site_schema()["properties"].keys() == SiteConfig.model_fields.keys()
+    for schema in (job_schema(), site_schema()):
+        for name, field in schema["properties"].items():
+            assert "description" in field or "$ref" in field or "allOf" in field, name

@@ -189,7 +189,7 @@ def train(job_file: JobFile, site_file: SiteFile, run: RunFolderOption, as_json:
 
     Example: parametrium train jobs/pretrain.yaml site_configs/north.yaml --out runs/local
     """
-    from parametrium.training.local import train_locally
+    from parametrium.site.local import train_locally
 
     folder = train_locally(load_job(job_file), load_site(site_file), run)
     _finish(folder, as_json)
@@ -209,8 +209,7 @@ def simulate(
     """
     from parametrium.federation.simulate import simulate as run_simulation
 
-    folder = run_simulation(load_job(job_file), site_files, run, timeout)
-    _finish(folder.path, as_json)
+    _finish(run_simulation(load_job(job_file), site_files, run, timeout), as_json)
 
 
 @app.command()
@@ -265,7 +264,7 @@ def job_export(job_file: JobFile, folder: Annotated[Path, typer.Argument(metavar
 
     Example: parametrium job export jobs/pretrain.yaml exported
     """
-    from parametrium.federation.recipe import export_job
+    from parametrium.federation.job_folder import export_job
 
     out.print(str(export_job(load_job(job_file), folder)), markup=False, soft_wrap=True)
 
@@ -279,7 +278,7 @@ def job_export_all(
 
     Example: parametrium job export-all jobs app
     """
-    from parametrium.federation.recipe import export_all
+    from parametrium.federation.job_folder import export_all
 
     for path in export_all(jobs, folder):
         out.print(str(path), markup=False, soft_wrap=True)

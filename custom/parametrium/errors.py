@@ -63,6 +63,13 @@ class ParametriumError(Exception):
         self.message = message
         self.site_detail = site_detail
 
+    def __reduce__(self) -> tuple[object, ...]:  # without it an error from a worker process cannot be unpickled
+        return _rebuild, (type(self), self.code, self.message, self.site_detail)
+
+
+def _rebuild(kind: type[ParametriumError], code: Code, message: str, site_detail: str) -> ParametriumError:
+    return kind(code, message, site_detail=site_detail)
+
 
 class ConfigError(ParametriumError):
     """A job or site config is wrong."""

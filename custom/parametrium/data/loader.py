@@ -101,7 +101,7 @@ def read_batch(
         image, body = crop.volume.read(crop.corner, job.crop)
         if jitter is not None:
             scale, shift = jitter.uniform(-job.batch.intensity_jitter, job.batch.intensity_jitter, 2)
-            image = image * np.float32(1 + scale) + np.float32(shift) * body
+            image = (image * (1 + scale) + shift * body).astype(np.float32)
         images.append(image)
         bodies.append(body)
     values, observed = clinical

@@ -28,7 +28,7 @@ def check_patients(patients: int, policy: PolicyConfig) -> None:
     if patients < policy.minimum_patients:
         raise PolicyError(
             Code.POLICY_REFUSED,
-            f"the site has fewer usable training patients than its policy's minimum_patients ({policy.minimum_patients})",
+            f"the site has fewer training patients than its policy's minimum_patients ({policy.minimum_patients})",
             site_detail=f"{patients} training patients",
         )
 

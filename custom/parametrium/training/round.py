@@ -69,6 +69,12 @@ def train_round(state: TrainState, loader: CropLoader, job: JobConfig, site: str
     )
 
 
+def evaluation_due(job: JobConfig, rounds: int) -> bool:
+    """Whether to measure after so many finished rounds."""
+    every = job.evaluation.every
+    return rounds == job.rounds or (every > 0 and rounds % every == 0)
+
+
 def tensors_of(state: TrainState) -> dict[str, Tensor]:
     """A copy of the model's tensors on the CPU, by name."""
     return {name: parameter.detach().to("cpu", copy=True) for name, parameter in state.model.named_parameters()}

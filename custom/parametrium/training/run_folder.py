@@ -73,18 +73,22 @@ class RunFolder:
         self.job = job
         self._writers: dict[str, SummaryWriter] = {}
 
-    def create(self) -> None:
-        """Makes a new run folder.
+    def require_new(self) -> None:
+        """Refuses a folder that holds a run.
 
         Raises:
-            FederationError: PM503 when rounds were already done here.
+            FederationError: PM503.
         """
-        if (self.path / "rounds.jsonl").exists() or (self.path / "manifest.json").exists():
+        if any((self.path / name).exists() for name in ("job.yaml", "rounds.jsonl", "manifest.json")):
             raise FederationError(
                 Code.RUN_INVALID,
                 "the run folder already holds a run; choose another folder, or another job.name",
                 site_detail=str(self.path),
             )
+
+    def create(self) -> None:
+        """Makes a new run folder; raises as ``require_new``."""
+        self.require_new()
         for part in ("checkpoints", "tensorboard", "sites"):
             (self.path / part).mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self.job.model_dump(mode="json"), sort_keys=False)
@@ -152,6 +156,10 @@ class RunFolder:
             "error": public_text(error) if error else None,
         }
         _write(self.path / "manifest.json", json.dumps(manifest, indent=1))
+
+    def finish_abandoned(self, sites: Sequence[str], error: BaseException) -> None:
+        """Writes the manifest for a run whose server ended without one."""
+        self.finish(len(read_lines(self.path / "rounds.jsonl")), sites, error)
 
     def _log(self, site: str, scalars: Mapping[str, float], number: int) -> None:
         if site not in self._writers:

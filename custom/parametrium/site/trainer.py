@@ -2,7 +2,6 @@
 
 import csv
 import os
-import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,19 +15,14 @@ from parametrium.config import JobConfig, SiteConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.data.loader import CropLoader, stable_number
 from parametrium.data.prepare import prepare_cohort
-from parametrium.errors import Code, ParametriumError, TrainingError
+from parametrium.errors import Code, TrainingError
 from parametrium.evaluation.measure import measure_features, measure_reconstruction
-from parametrium.objectives.registry import initial_tensors
 from parametrium.objectives.schedule import CropPlan
 from parametrium.privacy.policy import check_job, check_patients
-from parametrium.training.aggregation import aggregate
 from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
 from parametrium.training.round import set_tensors, train_round
-from parametrium.training.run_folder import RunFolder, contribution_of
 from parametrium.training.step import new_state
-from parametrium.training.update import Update, check_update
-
-initial_model = initial_tensors
+from parametrium.training.update import Update
 
 
 class SiteTrainer:
@@ -137,60 +131,10 @@ class SiteTrainer:
                 self.state.optimiser.state[named[name]][slot] = value.to(device)
 
 
-def train_locally(job: JobConfig, site: SiteConfig, out: Path) -> Path:
-    """The job's rounds at one site, without a federation: the same training, checks and aggregation.
-
-    Args:
-        job: what is learned; ``minimum_sites`` counts this one site.
-        site: where the data are.
-        out: the run folder; must not hold a run.
-
-    Returns:
-        The run folder, with its manifest.
-    """
-    folder = RunFolder(out, job)
-    folder.create()
-    trainer = SiteTrainer(job, site, job.name, out / "sites" / site.site)
-    rounds = 0
-    try:
-        facts = trainer.open()
-        model = initial_model(job)
-        folder.save_model(0, model)
-        folder.add_evaluation(0, site.site, facts | trainer.evaluate(0, model, final=False))
-        for number in range(job.rounds):
-            started = time.monotonic()
-            update = trainer.train(number, model)
-            check_update(update, model, round_number=number, max_norm=job.aggregation.max_update_norm)
-            model = aggregate(
-                model,
-                [update],
-                rule=job.aggregation.rule,
-                server_learning_rate=job.aggregation.server_learning_rate,
-            )
-            contribution = contribution_of(update, trainer.state.owners)
-            folder.add_round(number, [contribution], {site.site: update.scalars}, time.monotonic() - started)
-            folder.save_model(number + 1, model)
-            rounds = number + 1
-            if evaluation_due(job, rounds):
-                scalars = trainer.evaluate(rounds, model, final=rounds == job.rounds)
-                folder.add_evaluation(rounds, site.site, scalars)
-        trainer.close()
-    except ParametriumError as error:
-        folder.finish(rounds, [site.site], error)
-        raise
-    folder.finish(rounds, [site.site])
-    return out
-
-
-def evaluation_due(job: JobConfig, rounds: int) -> bool:
-    """Whether to measure after so many finished rounds."""
-    every = job.evaluation.every
-    return rounds == job.rounds or (every > 0 and rounds % every == 0)
-
-
 def split(patients: tuple[PreparedPatient, ...], job: JobConfig) -> tuple[list[PreparedPatient], list[PreparedPatient]]:
     """Training and held-out patients: as the cohort table says, otherwise by a hash of seed and pseudonym."""
-    training, held_out = [], []
+    training: list[PreparedPatient] = []
+    held_out: list[PreparedPatient] = []
     for patient in patients:
         share = stable_number(f"{job.seed}/{patient.name}") / 2**32
         test = patient.split == "test" if patient.split else share < job.evaluation.holdout_fraction

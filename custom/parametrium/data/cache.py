@@ -1,0 +1,222 @@
+"""Prepared volumes as the loader sees them, and how one lies on disk.
+
+An entry is a folder: image.b2nd (float16), body.b2nd (uint8), foreground.npy (int32) and entry.json, written last.
+The arrays are compressed in chunks, so that a crop is read without loading the volume.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from parametrium.cohort.manifest import Mask, Problem, Reason, Split
+from parametrium.data.lattice import Spacing, Triple
+from parametrium.errors import Code, DataError
+
+FOREGROUND_SAMPLE = 2048
+"""Body voxels whose positions are kept for drawing crop centres."""
+
+_CHUNK = 32  # voxels; a 48-voxel crop touches 8 to 27 chunks of 64 kB
+_FLOAT16_LIMIT = 60000.0
+_OPEN_ARRAYS = 256  # handles hold no file descriptor between reads, only a few kB each
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What ``entry.json`` says of one prepared volume.
+
+    Attributes:
+        spacing_mm: of the lattice.
+        modality: as in the table.
+        source: SHA-256 of the source file.
+        recipe: digest of the settings.
+        offset: lattice index of the first voxel, right, anterior, superior.
+        shape: voxels.
+        body_voxels: voxels of the patient.
+        sizes: bytes of each file; a shorter one was cut by a crash of the machine.
+        problem: why there is no volume here; None in a good entry.
+    """
+
+    spacing_mm: Spacing
+    modality: str
+    source: str
+    recipe: str
+    offset: Triple = (0, 0, 0)
+    shape: Triple = (0, 0, 0)
+    body_voxels: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    problem: Reason | None = None
+
+
+@dataclass(frozen=True)
+class PreparedVolume:
+    """A volume in the cache.
+
+    Attributes:
+        patient: index in the prepared cohort's patients.
+        study: name of the visit.
+        day: days since the patient's own reference date.
+        modality: as in the table.
+        frame: volumes of a patient with the same frame show the same place at the same lattice index.
+        folder: the cache entry.
+        offset: lattice index of the first voxel, right, anterior, superior.
+        shape: voxels.
+    """
+
+    patient: int
+    study: str
+    day: int
+    modality: str
+    frame: str
+    folder: Path
+    offset: Triple
+    shape: Triple
+
+    def read(self, low: Triple, shape: Triple) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Prepared intensities and body of a box of the lattice; 0 and False outside the stored array.
+
+        Args:
+            low: lattice index of the box's first voxel.
+            shape: voxels of the box.
+
+        Raises:
+            DataError: PM301 the entry is damaged or gone.
+        """
+        image = np.zeros(shape, dtype=np.float32)
+        body = np.zeros(shape, dtype=bool)
+        start = [max(a, b) for a, b in zip(low, self.offset, strict=True)]
+        stop = [min(a + n, b + m) for a, n, b, m in zip(low, shape, self.offset, self.shape, strict=True)]
+        if all(a < b for a, b in zip(start, stop, strict=True)):
+            inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, low, strict=True))
+            stored = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, self.offset, strict=True))
+            with _damage_named(self.folder):
+                image[inside] = _open_array(self.folder / "image.b2nd")[stored]
+                body[inside] = _open_array(self.folder / "body.b2nd")[stored]
+        return image, body
+
+    def foreground(self) -> NDArray[np.int64]:
+        """Lattice indices of at most ``FOREGROUND_SAMPLE`` body voxels, [N, 3], N >= 1; the same at every call.
+
+        Raises:
+            DataError: PM301 the entry is damaged or gone.
+        """
+        with _damage_named(self.folder):
+            positions = _open_foreground(self.folder / "foreground.npy")
+        return positions + np.asarray(self.offset, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class PreparedPatient:
+    """One patient with at least one prepared volume; fields as in the cohort's ``Patient``."""
+
+    name: str
+    split: Split | None
+    volumes: tuple[PreparedVolume, ...]
+    clinical: Mapping[str, str]
+    masks: tuple[Mask, ...]
+
+
+@dataclass(frozen=True)
+class PreparedCohort:
+    """What can be trained on, in table order, and all problems, the manifest's first."""
+
+    patients: tuple[PreparedPatient, ...]
+    problems: tuple[Problem, ...]
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(
+            Code.DATA_CACHE,
+            "a prepared volume is damaged or was removed; prepare the cohort again",
+            site_detail=f"{folder}: {error}",
+        ) from error
+
+
+@lru_cache(_OPEN_ARRAYS)
+def _open_array(path: Path) -> Any:
+    return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+
+
+@lru_cache(_OPEN_ARRAYS)
+def _open_foreground(path: Path) -> NDArray[np.int64]:
+    positions: NDArray[np.int32] = np.load(path, allow_pickle=False)
+    return positions.astype(np.int64)
+
+
+def write_volume(staged: Path, image: NDArray[np.float32], body: NDArray[np.bool_], entry: Entry) -> None:
+    """Writes one entry into a fresh folder; shape, body voxels and sizes of ``entry`` are filled in here."""
+    staged.mkdir(mode=0o700)
+    # A rule that a job sets badly may exceed half precision; its largest number is better than infinity.
+    half = np.clip(image, -_FLOAT16_LIMIT, _FLOAT16_LIMIT).astype(np.float16)
+    _write_array(staged / "image.b2nd", half)
+    _write_array(staged / "body.b2nd", body.astype(np.uint8))
+    np.save(staged / "foreground.npy", _foreground_sample(body), allow_pickle=False)
+    for path in staged.iterdir():
+        path.chmod(0o600)
+    sizes = {path.name: path.stat().st_size for path in sorted(staged.iterdir())}
+    d, h, w = body.shape
+    write_entry(staged, replace(entry, shape=(d, h, w), body_voxels=int(body.sum()), sizes=sizes))
+
+
+def write_entry(staged: Path, entry: Entry) -> None:
+    """Writes ``entry.json`` into a folder, which is made where it does not exist."""
+    staged.mkdir(mode=0o700, exist_ok=True)
+    fields = asdict(entry) | {"problem": entry.problem.value if entry.problem else None}
+    write_private(staged / "entry.json", json.dumps(fields, indent=1).encode())
+
+
+def read_entry(folder: Path) -> Entry | None:
+    """The complete entry in a folder; None where there is none or a crash of the machine cut it."""
+    try:
+        entry = _decode((folder / "entry.json").read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == size for name, size in entry.sizes.items())
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return entry if whole else None
+
+
+def _decode(text: str) -> Entry:
+    fields = json.loads(text)
+    for name in ("offset", "shape", "spacing_mm"):
+        fields[name] = tuple(fields[name])
+    fields["problem"] = Reason(fields["problem"]) if fields["problem"] else None
+    return Entry(**fields)
+
+
+def _write_array(path: Path, array: NDArray[Any]) -> None:
+    blosc2.asarray(
+        array,
+        urlpath=str(path),
+        mode="w",
+        contiguous=True,
+        chunks=tuple(min(_CHUNK, extent) for extent in array.shape),
+        cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, nthreads=1, typesize=array.itemsize),
+    )
+
+
+def _foreground_sample(body: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Positions in the array, [N, 3]; drawn with a fixed seed, since a regular stride would favour some planes."""
+    flat = np.flatnonzero(body)
+    if flat.size > FOREGROUND_SAMPLE:
+        chosen = np.random.default_rng(0).choice(flat.size, FOREGROUND_SAMPLE, replace=False, shuffle=False)
+        flat = flat[np.sort(chosen)]
+    return np.stack(np.unravel_index(flat, body.shape), axis=-1).astype(np.int32)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """A new file that its owner alone may read."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(content)

@@ -1,0 +1,145 @@
+"""One volume's way from its source file to the arrays of a cache entry (METHODS 8.1)."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from parametrium.cohort.header import MAXIMUM_VOXELS, geometry_problem
+from parametrium.cohort.intensity import Rule, body_mask, normalise, rule_for
+from parametrium.cohort.problem import Reason
+from parametrium.config import PreparationConfig
+from parametrium.data.lattice import Spacing, Triple, lattice_box, resample
+
+RECIPE = 1
+"""Raised whenever this code would make other voxels from the same source and settings."""
+
+_MARGIN = 2  # lattice voxels kept around the body: its edge, with the air beside it, is worth seeing
+_MINIMUM_BODY = 64  # voxels; less is noise that passed the threshold
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything beside the source's bytes that decides a prepared volume.
+
+    Attributes:
+        modality: decides how the body is found.
+        spacing_mm: of the lattice.
+        rule: intensity rule.
+        slope: value = slope * stored + intercept, from the cohort table.
+        intercept: see slope.
+    """
+
+    modality: str
+    spacing_mm: Spacing
+    rule: Rule
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Digest of the recipe."""
+        settings = {
+            "recipe": RECIPE,
+            "modality": self.modality,
+            "spacing_mm": self.spacing_mm,
+            "rule": self.rule.model_dump(mode="json"),
+            "slope": self.slope,
+            "intercept": self.intercept,
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def recipe_for(preparation: PreparationConfig, modality: str, slope: float = 1.0, intercept: float = 0.0) -> Recipe:
+    """The job's recipe for one volume; raises ConfigError PM103 where a modality has no intensity rule."""
+    rule = rule_for(modality, preparation.intensity)
+    return Recipe(modality, preparation.spacing_mm, rule, slope, intercept)
+
+
+class Prepared(NamedTuple):
+    """Arrays of a cache entry.
+
+    Attributes:
+        image: [D, H, W] prepared intensities along right, anterior, superior; 0 outside the field of view.
+        body: [D, H, W] True in the patient and in the field of view.
+        offset: lattice index of the first voxel.
+    """
+
+    image: NDArray[np.float32]
+    body: NDArray[np.bool_]
+    offset: Triple
+
+
+def load_volume(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]] | Reason:
+    """Voxels with the file's own scaling, [I, J, K], and affine [4, 4]; or what is wrong with the file."""
+    try:
+        image = nibabel.load(path)
+        affine = np.asarray(image.affine, dtype=np.float64)
+        reason = geometry_problem(image.shape, affine)
+        if reason is not None:
+            return reason
+        with np.errstate(all="ignore"):  # values beyond float32 become infinite and are refused as such
+            voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
+        return voxels.reshape(image.shape[:3]), affine
+    except MemoryError:
+        return Reason.TOO_LARGE
+    except Exception:  # a damaged stream or header makes nibabel raise nearly anything; each means the same here
+        return Reason.UNREADABLE
+
+
+def prepare_arrays(voxels: NDArray[np.float32], affine: NDArray[np.float64], recipe: Recipe) -> Prepared | Reason:
+    """Resampled, normalised, cut to the body.
+
+    Args:
+        voxels: [I, J, K] in the file's order and scaling.
+        affine: [4, 4] voxel to RAS+ millimetres.
+        recipe: what to do.
+
+    Returns:
+        The arrays, or why there are none.
+    """
+    reason = _content_problem(voxels) or _extent_problem(voxels.shape, affine, recipe.spacing_mm)
+    if reason is not None:
+        return reason
+    if (recipe.slope, recipe.intercept) != (1.0, 0.0):
+        voxels = voxels * np.float32(recipe.slope) + np.float32(recipe.intercept)
+    image, seen, offset = resample(voxels, affine, recipe.spacing_mm)
+    body = body_mask(image, recipe.modality, seen)
+    if np.count_nonzero(body) < _MINIMUM_BODY:
+        return Reason.NO_BODY
+    image = normalise(image, body, recipe.rule)
+    image[~seen] = 0.0
+    box = _bounding_box(body)
+    i, j, k = (int(part.start) + start for part, start in zip(box, offset, strict=True))
+    return Prepared(image[box], body[box], (i, j, k))
+
+
+def _content_problem(voxels: NDArray[np.float32]) -> Reason | None:
+    lowest, highest = float(voxels.min()), float(voxels.max())
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        return Reason.NOT_FINITE
+    if lowest == highest:
+        return Reason.CONSTANT if lowest else Reason.ALL_ZERO
+    return None
+
+
+def _extent_problem(shape: tuple[int, ...], affine: NDArray[np.float64], spacing: Spacing) -> Reason | None:
+    _, (d, h, w) = lattice_box(shape, affine, spacing)
+    if min(d, h, w) < 1:
+        return Reason.ONE_SLICE
+    return Reason.TOO_LARGE if d * h * w > MAXIMUM_VOXELS else None
+
+
+def _bounding_box(body: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """The body with a small margin, within the array."""
+    ranges = []
+    for axis, size in enumerate(body.shape):
+        others = tuple(other for other in range(3) if other != axis)
+        present = np.flatnonzero(body.any(axis=others))
+        ranges.append(slice(max(int(present[0]) - _MARGIN, 0), min(int(present[-1]) + 1 + _MARGIN, size)))
+    return ranges[0], ranges[1], ranges[2]

@@ -1,0 +1,80 @@
+"""Where a server and a site find what a job must not say: run folders and site configs.
+
+In a provisioned federation each party has its own file in its kit's ``local`` folder. In a simulation all parties share
+one machine and one kit; ``simulate`` tells them by environment variables, which no job can set.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.workspace import Workspace
+
+from parametrium.config import JobConfig, load_job, load_site
+from parametrium.errors import Code, FederationError
+
+SIMULATED_RUN = "PARAMETRIUM_SIMULATED_RUN"
+"""Set by ``simulate``: the run folder."""
+
+SITE_FILE = "parametrium_site.yaml"
+"""A site's config in ``<kit>/local``."""
+
+SERVER_FILE = "parametrium_server.yaml"
+"""The server's ``{runs: FOLDER}`` in ``<kit>/local``."""
+
+JOB_FILE = "job.yaml"
+"""The job, beside FLARE's own files in a job folder's ``app/config``."""
+
+
+def job_of(fl_ctx: FLContext) -> JobConfig:
+    """The job of a running FLARE job, and its file."""
+    return load_job(job_file(fl_ctx))
+
+
+def job_file(fl_ctx: FLContext) -> Path:
+    """Where the job's YAML lies at this party."""
+    return Path(_workspace(fl_ctx).get_app_config_dir(fl_ctx.get_job_id())) / JOB_FILE
+
+
+def site_place(fl_ctx: FLContext, run: str) -> tuple[Path, Path]:
+    """A site's config file and its folder for this run.
+
+    Raises:
+        FederationError: PM505 when the site has no config.
+    """
+    simulated = os.environ.get(SIMULATED_RUN)
+    if simulated:
+        folder = Path(simulated) / "sites" / fl_ctx.get_identity_name()
+        return folder / "site.yaml", folder
+    file = Path(_workspace(fl_ctx).get_site_config_dir()) / SITE_FILE
+    if not file.is_file():
+        raise FederationError(
+            Code.FLARE_FAILED, f"the site's kit has no {SITE_FILE} in its local folder; see poc/run.py"
+        )
+    return file, Path(load_site(file).state) / run
+
+
+def run_place(fl_ctx: FLContext, run: str) -> Path:
+    """The server's folder of a run.
+
+    Raises:
+        FederationError: PM505 when the server's kit does not say where runs are kept.
+    """
+    simulated = os.environ.get(SIMULATED_RUN)
+    if simulated:
+        return Path(simulated)
+    file = Path(_workspace(fl_ctx).get_site_config_dir()) / SERVER_FILE
+    try:
+        settings: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return Path(settings["runs"]) / run
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise FederationError(
+            Code.FLARE_FAILED, f"the server's kit needs {SERVER_FILE} in its local folder with the key runs"
+        ) from error
+
+
+def _workspace(fl_ctx: FLContext) -> Workspace:
+    return fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT) or fl_ctx.get_engine().get_workspace()

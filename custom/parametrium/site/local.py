@@ -1,0 +1,58 @@
+"""A run at one site without a federation."""
+
+import time
+from pathlib import Path
+
+from parametrium.config import JobConfig, SiteConfig
+from parametrium.errors import ParametriumError
+from parametrium.objectives.registry import initial_tensors
+from parametrium.site.trainer import SiteTrainer
+from parametrium.training.aggregation import aggregate
+from parametrium.training.round import evaluation_due
+from parametrium.training.run_folder import RunFolder, contribution_of
+from parametrium.training.update import check_update
+
+
+def train_locally(job: JobConfig, site: SiteConfig, out: Path) -> Path:
+    """The job's rounds at one site, without a federation: the same training, checks and aggregation.
+
+    Args:
+        job: what is learned; ``minimum_sites`` counts this one site.
+        site: where the data are.
+        out: the run folder; must not hold a run.
+
+    Returns:
+        The run folder, with its manifest.
+    """
+    folder = RunFolder(out, job)
+    folder.create()
+    trainer = SiteTrainer(job, site, job.name, out / "sites" / site.site)
+    rounds = 0
+    try:
+        facts = trainer.open()
+        model = initial_tensors(job)
+        folder.save_model(0, model)
+        folder.add_evaluation(0, site.site, facts | trainer.evaluate(0, model, final=False))
+        for number in range(job.rounds):
+            started = time.monotonic()
+            update = trainer.train(number, model)
+            check_update(update, model, round_number=number, max_norm=job.aggregation.max_update_norm)
+            model = aggregate(
+                model,
+                [update],
+                rule=job.aggregation.rule,
+                server_learning_rate=job.aggregation.server_learning_rate,
+            )
+            contribution = contribution_of(update, trainer.state.owners)
+            folder.add_round(number, [contribution], {site.site: update.scalars}, time.monotonic() - started)
+            folder.save_model(number + 1, model)
+            rounds = number + 1
+            if evaluation_due(job, rounds):
+                scalars = trainer.evaluate(rounds, model, final=rounds == job.rounds)
+                folder.add_evaluation(rounds, site.site, scalars)
+        trainer.close()
+    except ParametriumError as error:
+        folder.finish(rounds, [site.site], error)
+        raise
+    folder.finish(rounds, [site.site])
+    return out

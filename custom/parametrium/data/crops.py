@@ -14,6 +14,9 @@ from parametrium.data.cache import PreparedPatient, PreparedVolume
 
 Corner = tuple[int, int, int]
 
+INNER_DRAWS = 8
+"""Places that are tried for a crop that shall lie inside the body."""
+
 
 class Crop(NamedTuple):
     """One crop to be read.
@@ -47,6 +50,17 @@ def draw_corner(
         # A volume smaller than the crop lies somewhere inside it, not always at the same edge.
         corner.append(min(max(wanted, first), last) if last >= first else int(rng.integers(last, first + 1)))
     return (corner[0], corner[1], corner[2])
+
+
+def draw_inner_corner(rng: np.random.Generator, volume: PreparedVolume, extent: Corner) -> Corner:
+    """First voxel of a crop that lies inside the body as far as a few draws can find one.
+
+    Where the crop shows the outline, the outline alone tells patients apart (METHODS 10); inside, only the anatomy does.
+    """
+    corners = [draw_corner(rng, volume, extent) for _ in range(INNER_DRAWS)]
+    foreground = volume.foreground()
+    shares = [np.all((foreground >= low) & (foreground < np.add(low, extent)), axis=1).mean() for low in corners]
+    return corners[int(np.argmax(shares))]
 
 
 def draw_aligned(
@@ -101,5 +115,5 @@ def draw_contrast(
         for modality in pair:
             same = [volume for volume in patients[index].volumes if volume.modality == modality]
             volume = same[rng.integers(len(same))]
-            crops.append(Crop(volume, slot, len(crops), draw_corner(rng, volume, extent)))
+            crops.append(Crop(volume, slot, len(crops), draw_inner_corner(rng, volume, extent)))
     return taken, crops

@@ -60,7 +60,7 @@ def patient_features(
         By extractor name.
     """
     collected: dict[str, dict[tuple[int, str], list[Vector]]] = {name: {} for name in extractors}
-    for item in volume_crops(patients, job, site, purpose):
+    for item in volume_crops(patients, job, site, purpose, inner=True):
         for name, extract in extractors.items():
             vector = extract(item.batch).mean(0).numpy()
             collected[name].setdefault((item.patient, item.modality), []).append(vector)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegressionCV, RidgeCV
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import recall_score
 
 from parametrium.clinical.schema import encode
 from parametrium.config import ClinicalVariable, NominalVariable
@@ -45,13 +45,16 @@ def probe(
         classifier = LogisticRegressionCV(
             Cs=np.logspace(-4, 2, 7),
             cv=2,
+            scoring="accuracy",
             class_weight="balanced",
             max_iter=2000,
             l1_ratios=(0,),
             use_legacy_attributes=False,
         )
         guess = classifier.fit(x, y).predict(x_test)
-        return {"balanced_accuracy": float(balanced_accuracy_score(y_test, guess)), "chance": 1 / len(set(y_test))}
+        seen = np.unique(y_test)  # named, because a guess of a level that no test patient has is only a miss
+        accuracy = recall_score(y_test, guess, labels=seen, average="macro")
+        return {"balanced_accuracy": float(accuracy), "chance": 1 / len(seen)}
     guess = RidgeCV(alphas=np.logspace(-1, 5, 13)).fit(x, y).predict(x_test)
     correlation = spearmanr(guess, y_test).statistic if np.std(guess) > 0 else 0.0
     return {"spearman": float(correlation), "chance": 0.0}

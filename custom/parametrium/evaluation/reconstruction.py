@@ -77,7 +77,7 @@ def reconstruction_errors(
             sums[f"evaluation/reconstruction/{item.modality}/{name}"] += float(error[counting].sum())
         patches_seen[item.modality] += int(counting.sum())
         volumes[item.modality] += 1
-    scalars = {name: total / max(patches_seen[name.split("/")[2]], 1) for name, total in sums.items()}
+    scalars = {name: total / seen for name, total in sums.items() if (seen := patches_seen[name.split("/")[2]])}
     scalars |= {f"evaluation/reconstruction_volumes/{name}": float(n) for name, n in volumes.items()}
     return scalars
 

@@ -48,9 +48,9 @@ def recall_at(scores: NDArray[np.float32], k: int) -> float:
         k: how many candidates are looked at.
     """
     own = np.diag(scores)[:, None]
-    better = (scores > own + 1e-9).sum(1)
     tied = (np.abs(scores - own) <= 1e-9).sum(1)
-    return float(np.mean(np.clip((k - better) / tied, 0, 1)))
+    better = len(scores) - tied - (scores < own - 1e-9).sum(1)  # a score that is not a number is never a hit
+    return float(np.mean(np.clip((k - better) / np.maximum(tied, 1), 0, 1)))
 
 
 def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:

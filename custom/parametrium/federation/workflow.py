@@ -1,7 +1,8 @@
 """The server's end: rounds with checks, quorum and deadline; a durable checkpoint after each.
 
 A site that fails, sends nonsense or is late is recorded by name and reason and left out of that round; the round goes
-on. Fewer accepted updates than the job's minimum stop the run loudly. What the run did is in the run folder, not in FLARE.
+on. Fewer accepted updates than the job's minimum stop the run loudly. What the run did is in the run folder, not in
+FLARE.
 """
 
 import logging

@@ -42,7 +42,8 @@ def soft_targets(similarity: Similarity, softness: float, temperature: float) ->
     scores = (similarity.gower / temperature).masked_fill(~known, -math.inf)
     share = torch.where(known.any(1, keepdim=True), scores, torch.zeros_like(scores)).softmax(1)
     has_soft = known.any(1, keepdim=True)
-    return torch.where(has_soft, (1 - softness) * own + softness * share, own.to(share.dtype))
+    one_hot = own.to(share.dtype)
+    return torch.where(has_soft, (1 - softness) * one_hot + softness * share, one_hot)
 
 
 def soft_contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -55,6 +56,15 @@ def soft_contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
     forward = F.kl_div(logits.log_softmax(1), targets, reduction="batchmean")
     backward = F.kl_div(logits.T.log_softmax(1), targets, reduction="batchmean")
     return (forward + backward) / 2
+
+
+def unit_differences(z: Tensor) -> Tensor:
+    """[P, Z] projections of one view -> unit vectors of their differences from the batch's mean.
+
+    Pooled tokens of a fresh transformer have cosine 1 with each other; without the mean (which also holds what the
+    modality looks like) the patients' differences are seen from the first step on.
+    """
+    return F.normalize(z - z.mean(0, keepdim=True), dim=-1)
 
 
 class SoftContrastive(Objective):
@@ -87,11 +97,11 @@ class SoftContrastive(Objective):
         return CropRequest("contrast", patients, 2)
 
     def project(self, encoder: Encoder, images: Tensor, modality: Tensor, visible: Tensor) -> Tensor:
-        """[B, Z] unit vectors of [B, D, H, W] crops, from their visible patches [B, K]."""
+        """[B, Z] projections of [B, D, H, W] crops, from their visible patches [B, K]."""
         patches = gather(patchify(images, encoder.shape.patch), visible)
         positions = crop_positions(images, encoder.shape.patch, self.spacing_mm)[visible]
         pooled = encoder(encoder.embed(patches, modality, positions)).pooled
-        return F.normalize(self.projector(pooled).float(), dim=-1)
+        return self.projector(pooled).float()  # type: ignore[no-any-return]
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """KL to the soft targets; ``chance`` is the loss of an embedding that cannot tell patients apart."""
@@ -100,7 +110,7 @@ class SoftContrastive(Objective):
         patches = batch.images[0].numel() // encoder.shape.patch**3
         visible, _ = random_mask(len(batch.images), patches, self.config.mask_ratio, generator)
         z = self.project(encoder, batch.images, batch.modality, visible.to(batch.images.device))
-        a, b = z.reshape(batch.patients, 2, -1).unbind(1)
+        a, b = (unit_differences(view) for view in z.reshape(batch.patients, 2, -1).unbind(1))
         logits = self.log_scale.exp().clamp(max=100) * a @ b.T
         similarity = gower(batch.clinical, batch.observed, self.clinical)
         targets = soft_targets(similarity, self.config.softness, self.config.similarity_temperature)

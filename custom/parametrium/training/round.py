@@ -93,11 +93,12 @@ def set_tensors(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
             f"the received model has {len(tensors)} tensors, this job's model {len(named)}, "
             f"{len(named.keys() & tensors.keys())} names agree",
         )
+    for name, parameter in named.items():  # all before the first is copied: a refused model changes nothing
+        if parameter.shape != tensors[name].shape:
+            raise TrainingError(
+                Code.MODEL_SHAPE,
+                f"{name} must be {list(parameter.shape)}, received {list(tensors[name].shape)}",
+            )
     with torch.no_grad():
         for name, parameter in named.items():
-            if parameter.shape != tensors[name].shape:
-                raise TrainingError(
-                    Code.MODEL_SHAPE,
-                    f"{name} must be {list(parameter.shape)}, received {list(tensors[name].shape)}",
-                )
             parameter.copy_(tensors[name])

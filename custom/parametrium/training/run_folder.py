@@ -193,11 +193,14 @@ def judge(path: Path) -> tuple[bool, list[str]]:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         job = parse_job(yaml.safe_load((path / "job.yaml").read_text(encoding="utf-8")))
         rounds = read_lines(path / "rounds.jsonl")
-    except (OSError, ValueError, yaml.YAMLError, ParametriumError):
+        status, error, done = manifest["status"], manifest["error"], manifest["rounds_done"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, ParametriumError):
         return False, ["the run has no manifest: it did not come to an end"]
-    reasons = [manifest["error"]] if manifest["error"] else []
-    if manifest["status"] != "complete" and not reasons:
-        reasons.append(f"the run's status is {manifest['status']}")
+    reasons = [error] if error else []
+    if status != "complete" and not reasons:
+        reasons.append(f"the run's status is {status}")
+    if status == "complete" and done != job.rounds:
+        reasons.append(f"the final model is that after {done} of {job.rounds} rounds")
     numbers = [record["round"] for record in rounds]
     if numbers != list(range(job.rounds)):
         reasons.append(f"{len(numbers)} of {job.rounds} rounds were done")

@@ -1,0 +1,264 @@
+"""The run folder: what was done can be read from it, and ``judge`` believes nothing else."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from parametrium.config import JobConfig, parse_job
+from parametrium.errors import Code, FederationError, TrainingError
+from parametrium.model.modality import Owner
+from parametrium.training.checkpoint import TENSORS, load_checkpoint, save_checkpoint
+from parametrium.training.run_folder import (
+    COLUMNS,
+    Contribution,
+    RunFolder,
+    contribution_of,
+    final_model,
+    judge,
+    read_lines,
+)
+from parametrium.training.update import Update
+
+MakeJob = Callable[..., JobConfig]
+
+ACCEPTED = Contribution("alpha", "accepted", "", 40, 12, 0.5, {"shared": 40, "embed/CT": 40})
+REJECTED = Contribution("beta", "rejected", 'PM501 beta: x is not finite, "quoted"')
+MODEL = {"x": torch.ones(2, 3)}
+
+
+def good_run(path: Path, job: JobConfig) -> RunFolder:
+    run = RunFolder(path, job)
+    run.create()
+    run.save_model(0, MODEL)
+    for number in range(job.rounds):
+        run.add_round(number, [REJECTED, ACCEPTED], {"alpha": {"train/loss/x": 1.0 / (number + 1)}}, 0.25)
+        run.save_model(number + 1, {"x": torch.full((2, 3), float(number))})
+    run.finish(job.rounds, ["beta", "alpha"])
+    return run
+
+
+def test_a_whole_run_is_good(tmp_path: Path, make_job: MakeJob) -> None:
+    good_run(tmp_path / "run", make_job())
+    assert judge(tmp_path / "run") == (True, [])
+    assert final_model(tmp_path / "run")["x"].tolist() == [[1.0] * 3] * 2
+
+
+def test_the_manifest_says_what_happened(tmp_path: Path, make_job: MakeJob) -> None:
+    good_run(tmp_path / "run", make_job())
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    digest = manifest.pop("sha256")
+    assert len(digest) == 64
+    assert manifest == {
+        "run": "tiny",
+        "status": "complete",
+        "rounds_done": 2,
+        "rounds_planned": 2,
+        "sites": ["alpha", "beta"],
+        "checkpoint": "round_0002",
+        "error": None,
+    }
+
+
+def test_the_job_comes_back_as_it_was(tmp_path: Path, make_job: MakeJob) -> None:
+    job = make_job(seed=7)
+    good_run(tmp_path / "run", job)
+    assert parse_job(yaml.safe_load((tmp_path / "run" / "job.yaml").read_text())) == job
+
+
+def test_contributions_say_who_gave_what_and_who_was_rejected_why(tmp_path: Path, make_job: MakeJob) -> None:
+    good_run(tmp_path / "run", make_job())
+    with (tmp_path / "run" / "contributions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [(row["round"], row["site"], row["status"]) for row in rows] == [
+        ("0", "alpha", "accepted"),
+        ("0", "beta", "rejected"),
+        ("1", "alpha", "accepted"),
+        ("1", "beta", "rejected"),
+    ]
+    assert rows[1]["reason"] == REJECTED.reason
+    assert (rows[0]["samples"], rows[0]["tensors"], rows[0]["norm"]) == ("40", "12", "0.5")
+
+
+def test_rounds_and_evaluations_are_lines_of_json(tmp_path: Path, make_job: MakeJob) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    run.add_evaluation(2, "alpha", {"evaluation/x": 0.5})
+    rounds = read_lines(tmp_path / "run" / "rounds.jsonl")
+    assert [record["round"] for record in rounds] == [0, 1]
+    assert rounds[1]["scalars"] == {"alpha": {"train/loss/x": 0.5}}
+    assert rounds[0]["sites"][0]["owners"] == {"shared": 40, "embed/CT": 40}
+    assert read_lines(tmp_path / "run" / "evaluation.jsonl") == [
+        {"round": 2, "site": "alpha", "scalars": {"evaluation/x": 0.5}}
+    ]
+    assert read_lines(tmp_path / "run" / "absent.jsonl") == []
+    assert list((tmp_path / "run" / "tensorboard" / "alpha").iterdir())
+
+
+def test_a_checkpoint_describes_itself(tmp_path: Path, make_job: MakeJob) -> None:
+    job = make_job()
+    good_run(tmp_path / "run", job)
+    _, meta = load_checkpoint(tmp_path / "run" / "checkpoints" / "round_0001")
+    assert meta["round"] == 1
+    assert meta["modalities"] == ["CT", "T1", "PET"]
+    assert parse_job(meta["job"]) == job
+    assert meta["rng"] == {"seed": 0, "step": 4}
+
+
+def test_a_used_folder_is_refused(tmp_path: Path, make_job: MakeJob) -> None:
+    good_run(tmp_path / "run", make_job())
+    with pytest.raises(FederationError, match="PM503 the run folder already holds a run") as caught:
+        RunFolder(tmp_path / "run", make_job()).create()
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_the_owners_are_summarised_by_group() -> None:
+    counts = {"a": 7, "b": 9, "c": 4, "d": 5}
+    owners = {
+        "a": Owner("shared", None),
+        "b": Owner("shared", None),
+        "c": Owner("embed", "CT"),
+        "d": Owner("decode", "PET"),
+        "unused": Owner("embed", "T1"),
+    }
+    update = Update("alpha", 0, {name: torch.tensor(3.0) for name in counts}, counts, counts, 9, {})
+    found = contribution_of(update, owners)
+    assert found == Contribution("alpha", "accepted", "", 9, 4, 6.0, {"shared": 9, "embed/CT": 4, "decode/PET": 5})
+
+
+# ----------------------------------------------------------------------------------------------------- judge finds it
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def judged(path: Path, *reasons: str) -> None:
+    good, found = judge(path)
+    assert not good
+    assert len(found) == len(reasons), found
+    for wanted, reason in zip(reasons, found, strict=True):
+        assert wanted in reason
+        assert str(path) not in reason
+
+
+def test_judge_misses_the_manifest(tmp_path: Path, make_job: MakeJob) -> None:
+    good_run(tmp_path / "run", make_job())
+    (tmp_path / "run" / "manifest.json").unlink()
+    judged(tmp_path / "run", "the run has no manifest")
+    judged(tmp_path / "nowhere", "the run has no manifest")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "job.yaml", "rounds.jsonl"])
+def test_judge_sees_a_cut_file(tmp_path: Path, make_job: MakeJob, name: str) -> None:
+    good_run(tmp_path / "run", make_job())
+    content = (tmp_path / "run" / name).read_text()
+    (tmp_path / "run" / name).write_text(content[: len(content) // 2])
+    assert not judge(tmp_path / "run")[0]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"status": "complete"}'])
+def test_judge_refuses_a_manifest_of_something_else(tmp_path: Path, make_job: MakeJob, text: str) -> None:
+    good_run(tmp_path / "run", make_job())
+    (tmp_path / "run" / "manifest.json").write_text(text)
+    good, reasons = judge(tmp_path / "run")
+    assert not good
+    assert reasons
+
+
+def test_judge_counts_missing_rounds(tmp_path: Path, make_job: MakeJob) -> None:
+    run = good_run(tmp_path / "run", make_job(rounds=3))
+    lines = (run.path / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (run.path / "rounds.jsonl").write_text(lines[0] + lines[2])
+    judged(run.path, "2 of 3 rounds were done")
+    (run.path / "rounds.jsonl").unlink()
+    judged(run.path, "0 of 3 rounds were done")
+
+
+def test_judge_sees_a_round_done_twice(tmp_path: Path, make_job: MakeJob) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    run.add_round(1, [ACCEPTED], {}, 0.1)
+    judged(run.path, "3 of 2 rounds were done")
+
+
+def test_judge_counts_the_sites_of_every_round(tmp_path: Path, make_job: MakeJob) -> None:
+    good_run(tmp_path / "run", make_job(minimum_sites=2))
+    judged(
+        tmp_path / "run",
+        "round 0 had 1 of at least 2 contributions",
+        "round 1 had 1 of at least 2 contributions",
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_judge_sees_a_model_that_is_not_finite(tmp_path: Path, make_job: MakeJob, value: float) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    run.save_model(2, {"x": torch.tensor([0.0, value]), "y": torch.ones(1)})
+    run.finish(2, ["alpha", "beta"])
+    judged(run.path, "1 tensors of the final model are not finite")
+
+
+def test_judge_sees_another_model_under_the_same_name(tmp_path: Path, make_job: MakeJob) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    save_checkpoint(run.path / "checkpoints" / "round_0002", {"x": torch.zeros(2, 3)}, {})
+    judged(run.path, "does not match the manifest's checksum")
+
+
+def test_judge_sees_a_damaged_model(tmp_path: Path, make_job: MakeJob) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    path = run.path / "checkpoints" / "round_0002" / TENSORS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    judged(run.path, "PM403")
+
+
+def test_judge_misses_the_checkpoint(tmp_path: Path, make_job: MakeJob) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    edit(run.path / "manifest.json", checkpoint=None, sha256=None)
+    judged(run.path, "PM503 the run ended without a checkpoint")
+    edit(run.path / "manifest.json", checkpoint="round_0009")
+    judged(run.path, "PM403")
+
+
+def test_judge_believes_no_manifest_that_names_an_earlier_model(tmp_path: Path, make_job: MakeJob) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    run.finish(1, ["alpha", "beta"])  # complete, it says, with the model of the first round
+    judged(run.path, "the final model is that after 1 of 2 rounds")
+
+
+def test_judge_repeats_the_error_of_the_run(tmp_path: Path, make_job: MakeJob) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    run.finish(2, ["alpha"], TrainingError(Code.TRAINING_NOT_FINITE, "the loss is not finite", site_detail="/secret"))
+    judged(run.path, "PM402 the loss is not finite")
+    run.finish(2, ["alpha"], RuntimeError("/secret/patient"))
+    judged(run.path, "PM901")
+    assert "secret" not in (run.path / "manifest.json").read_text()
+    edit(run.path / "manifest.json", error=None)
+    judged(run.path, "the run's status is failed")
+
+
+def test_judge_lists_every_reason(tmp_path: Path, make_job: MakeJob) -> None:
+    run = RunFolder(tmp_path / "run", make_job(minimum_sites=2))
+    run.create()
+    run.save_model(0, {"x": torch.tensor([float("nan")])})
+    run.add_round(0, [REJECTED], {}, 0.1)
+    run.finish(0, ["beta"], FederationError(Code.ROUND_FAILED, "too few sites"))
+    judged(
+        run.path,
+        "PM502 too few sites",
+        "1 of 2 rounds were done",
+        "round 0 had 0 of at least 2 contributions",
+        "1 tensors of the final model are not finite",
+    )
+
+
+def test_there_is_no_final_model_without_a_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="PM503 the folder holds no finished run") as caught:
+        final_model(tmp_path)
+    assert str(tmp_path) not in str(caught.value)

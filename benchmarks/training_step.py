@@ -22,7 +22,6 @@ from monai.networks.nets import MaskedAutoEncoderViT
 
 from parametrium.config import JobConfig, parse_job
 from parametrium.data.batch import Batch
-from parametrium.objectives.registry import build_model
 from parametrium.training.step import autocast, new_state, train_step
 
 
@@ -114,7 +113,9 @@ def peer(shape: Shape, device: torch.device) -> Callable[[], None]:
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     images = torch.randn(shape.batch, 1, shape.crop, shape.crop, shape.crop, device=device)
     p, grid = shape.patch, shape.crop // shape.patch
-    target = images.reshape(shape.batch, grid, p, grid, p, grid, p).permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+    target = (
+        images.reshape(shape.batch, grid, p, grid, p, grid, p).permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+    )
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)

@@ -106,6 +106,44 @@ def test_every_patient_comes_once_before_any_comes_again(total: int, count: int,
         assert sorted(ages[start : start + total]) == [20 + p for p in range(total)]
 
 
+@pytest.mark.parametrize("total", [1, 3, 5, 6, 12])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        ["aligned", "contrast"],
+        ["contrast", "aligned", "aligned"],
+        ["aligned", "contrast", "contrast", "contrast"],
+        ["aligned", "wide"],
+    ],
+)
+def test_the_steps_of_other_layouts_use_up_no_patients(make_job: MakeJob, total: int, plan: list[str]) -> None:
+    requests = {
+        "aligned": CropRequest("aligned", 3, 1),
+        "wide": CropRequest("aligned", 5, 1),
+        "contrast": CropRequest("contrast", 3, 2),
+    }
+    patients, job = memory_patients([["CT"]] * total, shape=(8, 8, 8)), make_job(crop=[8, 8, 8])
+    drawn = CropLoader(patients, job, "alpha", lambda step: (requests[plan[step % len(plan)]],))
+    batches = list(drawn.steps(0, 12 * len(plan)))
+    ages = torch.cat([batch["aligned"].clinical[:, 0] for batch in batches if "aligned" in batch]).tolist()
+    assert len(ages) >= 36
+    for start in range(0, len(ages) - total + 1, total):
+        assert sorted(ages[start : start + total]) == [20 + p for p in range(total)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_is_the_same_whatever_was_asked_before(make_job: MakeJob, workers: int) -> None:
+    patients, job = memory_patients(RAGGED), make_job()
+
+    def cyclic() -> CropLoader:
+        return CropLoader(patients, job, "alpha", lambda step: (BOTH[step % 2],), workers)
+
+    asked = cyclic()
+    for step in (9, 2, 30, 4):
+        assert same(asked[step], cyclic()[step])
+    assert all(map(same, cyclic().steps(5, 8), [asked[step] for step in range(5, 8)]))
+
+
 def test_epochs_are_shuffled(make_job: MakeJob) -> None:
     patients = memory_patients([["CT"]] * 6)
     ages = [

@@ -19,7 +19,7 @@ from parametrium.cohort.importers.folders import import_folders
 from parametrium.cohort.manifest import Cohort, Problem, Reason, read_cohort
 from parametrium.config import VOCABULARY, PreparationConfig, WindowRule
 from parametrium.data import prepare
-from parametrium.data.cache import PreparedCohort, PreparedVolume
+from parametrium.data.cache import OCCUPANCY, PreparedCohort, PreparedVolume, keep_unpacked
 from parametrium.data.prepare import prepare_cohort
 from parametrium.data.recipe import prepare_arrays
 from parametrium.errors import CohortError, DataError
@@ -94,6 +94,28 @@ def test_foreground_positions_are_body(volume: PreparedVolume) -> None:
     np.testing.assert_array_equal(positions, volume.foreground())
     spread = positions.mean(axis=0) - volume.offset - np.argwhere(body).mean(axis=0)
     assert np.abs(spread).max() < 1.0
+
+
+@given(low=st.tuples(*[st.integers(-25, 25)] * 3), shape=st.tuples(*[st.integers(1, 50)] * 3))
+@settings(max_examples=60, deadline=None)
+def test_the_share_of_body_is_counted_in_blocks(
+    volume: PreparedVolume, low: tuple[int, int, int], shape: tuple[int, int, int]
+) -> None:
+    _, body = _whole(volume)
+    first = [round(a / OCCUPANCY) * OCCUPANCY for a in low]
+    last = [round((a + n) / OCCUPANCY) * OCCUPANCY for a, n in zip(low, shape, strict=True)]
+    box = tuple(slice(max(a, 0), max(b, 0)) for a, b in zip(first, last, strict=True))
+    corner = np.array([volume.offset]) + low
+    assert volume.body_shares(corner, shape)[0] == pytest.approx(body[box].sum() / np.prod(shape))
+
+
+def test_volumes_kept_unpacked_are_read_alike(volume: PreparedVolume) -> None:
+    packed = volume.read(volume.offset, (9, 8, 7))
+    bytes_needed = 3 * int(np.prod(volume.shape))
+    assert not keep_unpacked([volume], bytes_needed - 1)
+    assert keep_unpacked([volume], bytes_needed)
+    for before, after in zip(packed, volume.read(volume.offset, (9, 8, 7)), strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 def test_volumes_of_one_frame_meet_by_integers(tmp_path: Path) -> None:
@@ -269,7 +291,7 @@ def test_the_cache_is_private(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o077 == 0, path.name
 
 
-@pytest.mark.parametrize("name", ["image.b2nd", "entry.json", "foreground.npy"])
+@pytest.mark.parametrize("name", ["image.b2nd", "entry.json", "foreground.npy", "occupancy.npy"])
 def test_an_entry_cut_by_a_crash_is_made_again(tmp_path: Path, name: str) -> None:
     first = _only(_prepared(small_cohort(tmp_path, 1)))
     expected = _whole(first)[0]

@@ -55,14 +55,18 @@ def test_the_body_mask_control_does_not_see_intensities(make_batch: Callable[...
 
 
 @torch.no_grad()
-def test_encoder_features_are_the_mean_of_all_patch_tokens(make_job: MakeJob, make_batch: Callable[..., Batch]) -> None:
+def test_encoder_features_are_mean_and_deviation_of_patch_tokens(
+    make_job: MakeJob, make_batch: Callable[..., Batch]
+) -> None:
     job = make_job()
     model, batch = build_model(job).eval(), make_batch([[0, 1], [2]])
     found = encoder_features(model, job)(batch)
-    assert found.shape == (3, 24)
+    assert found.shape == (3, 48)
     for n in range(3):
         alone = model.encoder.encode(batch.images[n, None], batch.modality[n, None], (3.0, 3.0, 3.0))
-        assert torch.allclose(found[n], torch.stack([*alone.patches[0]]).mean(0), atol=1e-5)
+        tokens = torch.stack([*alone.patches[0]])
+        expected = torch.cat([tokens.mean(0), tokens.std(0, unbiased=False)])
+        assert torch.allclose(found[n], expected, atol=1e-4)
 
 
 def test_a_patient_is_the_mean_of_its_crops_and_studies(make_job: MakeJob) -> None:
@@ -87,7 +91,10 @@ def test_standardised_reference_has_mean_zero_and_deviation_one_in_each_modality
     for modality in ("CT", "T1"):
         rows = np.stack([found[p, modality] for p in range(count)])
         np.testing.assert_allclose(rows.mean(0), 0, atol=1e-4)
-        np.testing.assert_allclose(rows.std(0), 1, atol=1e-3)
+        deviation = np.std([features[p, modality] for p in range(count)], axis=0)
+        varying = deviation > 0.101 * np.sqrt(np.mean(deviation**2))
+        np.testing.assert_allclose(rows.std(0)[varying], 1, atol=1e-3)
+        assert (rows.std(0) < 1.001).all()
 
 
 def test_held_out_patients_are_put_on_the_reference_scale() -> None:
@@ -110,6 +117,18 @@ def test_a_channel_that_is_constant_among_the_reference_patients_does_not_drown_
 
     found = standardised(with_flat_channel(10, 0.01), with_flat_channel(0, 0.0))
     assert retrieval(found, ("CT", "T1"))["CT-T1"]["r1"] == 1
+
+
+def test_the_divisor_is_at_least_a_tenth_of_the_typical_deviation_of_the_modality() -> None:
+    reference: Features = {
+        (p, m): np.array([size * p, size * 0.001 * p, 5.0], dtype=np.float32)
+        for p in (-1, 1)
+        for m, size in (("CT", 1), ("T1", 50))
+    }
+    found = standardised({(0, m): np.array([1.0, 1.0, 6.0], dtype=np.float32) for m in ("CT", "T1")}, reference)
+    floor = 0.1 * np.sqrt((1 + 0.001**2) / 3)
+    np.testing.assert_allclose(found[0, "CT"], [1, 1 / floor, 1 / floor], rtol=1e-4)
+    np.testing.assert_allclose(found[0, "T1"], [1 / 50, 1 / (50 * floor), 1 / (50 * floor)], rtol=1e-4)
 
 
 def test_without_reference_patients_features_stay_as_they_are() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from parametrium.clinical.similarity import Similarity, gower
 from parametrium.config import JobConfig
 from parametrium.data.batch import Batch, CropRequest
-from parametrium.objectives.contrastive import SoftContrastive, soft_contrastive_loss, soft_targets, unit_differences
+from parametrium.objectives.contrastive import SoftContrastive, soft_contrastive_loss, soft_targets, standardise_views
 from parametrium.objectives.registry import PretrainingModel, build_model
 
 Matrix = list[list[float]]
@@ -176,7 +176,7 @@ def test_the_gradient_is_that_of_the_loss(softness: float) -> None:
 
 
 def contrast_model(make_job: Callable[..., JobConfig], **settings: object) -> tuple[PretrainingModel, SoftContrastive]:
-    model = build_model(make_job(objectives=[{"kind": "soft_contrastive", **settings}])).eval()
+    model = build_model(make_job(objectives=[{"kind": "soft_contrastive", "crops": 1, **settings}])).eval()
     objective = model.objective("soft_contrastive")
     assert isinstance(objective, SoftContrastive)
     return model, objective
@@ -187,8 +187,10 @@ def seed_0() -> torch.Generator:
 
 
 def test_it_asks_for_two_views_at_independent_places(make_job: Callable[..., JobConfig]) -> None:
-    _, objective = contrast_model(make_job)
-    assert objective.request(6, 3) == CropRequest("contrast", 6, 2)
+    _, objective = contrast_model(make_job, crops=4)
+    assert objective.request(6, 3) == CropRequest("contrast", 6, 2, 4)
+    _, crowd = contrast_model(make_job, patients=16)
+    assert crowd.request(6, 3) == CropRequest("contrast", 16, 2)
 
 
 @pytest.mark.parametrize("pairs", [[[0, 1]], [[2, 2]]])
@@ -199,22 +201,35 @@ def test_one_patient_has_nobody_to_be_compared_with(
     assert objective(model.encoder, make_batch(pairs, aligned=False), seed_0()) is None
 
 
+def standardised_by_loop(rows: Sequence[Tensor]) -> list[Tensor]:
+    """Centred on the mean of all rows, each channel over its deviation, at least a tenth of the channels' rms."""
+    mean = sum(rows) / len(rows)
+    deviation = [math.sqrt(sum(float(row[c] - mean[c]) ** 2 for row in rows) / len(rows)) for c in range(len(mean))]
+    floor = 0.1 * math.sqrt(sum(d**2 for d in deviation) / len(deviation))
+    return [(row - mean) / torch.tensor([max(d, floor) for d in deviation]) for row in rows]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("softness", [0.0, 0.4])
-def test_the_objective_equals_crops_projected_one_by_one(
-    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch], softness: float
+@pytest.mark.parametrize(("softness", "crops"), [(0.0, 1), (0.4, 1), (0.4, 3)])
+def test_the_objective_equals_crops_encoded_one_by_one(
+    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch], softness: float, crops: int
 ) -> None:
-    model, objective = contrast_model(make_job, mask_ratio=0.0, softness=softness, temperature=0.25)
-    batch = make_batch([[0, 2]] * 4, aligned=False)
+    model, objective = contrast_model(make_job, mask_ratio=0.0, softness=softness, temperature=0.25, crops=crops)
+    batch = make_batch([[0] * crops + [2] * crops] * 4, aligned=False)
     outcome = objective(model.encoder, batch, seed_0())
-    every = torch.arange(64)[None]
-    z = [objective.project(model.encoder, batch.images[n, None], batch.modality[n, None], every) for n in range(8)]
-    views = []
-    for view in (0, 1):
-        mean = sum(z[2 * i + view] for i in range(4)) / 4
-        away = [z[2 * i + view] - mean for i in range(4)]
-        views.append([difference / difference.norm() for difference in away])
-    logits = [[float((views[0][i] * views[1][j]).sum()) / 0.25 for j in range(4)] for i in range(4)]
+    views: list[list[Tensor]] = [[], []]
+    for patient in range(4):
+        for view in (0, 1):
+            first = (2 * patient + view) * crops
+            pooled = []
+            for n in range(first, first + crops):
+                crop, modality = batch.images[n, None], batch.modality[n, None]
+                (tokens,) = model.encoder.encode(crop, modality, objective.spacing_mm).patches
+                pooled.append(torch.cat([tokens.mean(0), (tokens.var(0, unbiased=False) + 1e-6).sqrt()]))
+            views[view].append(sum(pooled) / crops)
+    z = [[objective.projector(row) for row in standardised_by_loop(view)] for view in views]
+    unit = [[row / row.norm() for row in view] for view in z]
+    logits = [[float((unit[0][i] * unit[1][j]).sum()) / 0.25 for j in range(4)] for i in range(4)]
     known = gower(batch.clinical, batch.observed, objective.clinical)
     targets = targets_by_loop(known.gower.tolist(), known.coverage.tolist(), softness, 0.1)
     assert float(outcome.loss) == pytest.approx(loss_by_loop(logits, targets), abs=1e-4)
@@ -235,7 +250,7 @@ def test_chance_is_the_loss_of_equal_scores(
 
 
 @torch.no_grad()
-def test_masked_voxels_do_not_reach_the_projection(
+def test_masked_voxels_do_not_reach_the_views(
     make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch]
 ) -> None:
     model, objective = contrast_model(make_job)
@@ -243,7 +258,7 @@ def test_masked_voxels_do_not_reach_the_projection(
     visible = torch.arange(32).expand(4, -1)  # the first half of the volume
     disturbed = batch.images.clone()
     disturbed[:, 8:] += 100
-    same = [objective.project(model.encoder, images, batch.modality, visible) for images in (batch.images, disturbed)]
+    same = [objective.views(model.encoder, images, batch.modality, visible) for images in (batch.images, disturbed)]
     assert torch.equal(*same)
 
 
@@ -280,19 +295,21 @@ def test_the_objective_does_not_care_in_which_order_patients_come(
 
 
 @given(sizes, seeds)
-def test_patients_are_told_apart_by_the_direction_in_which_they_differ_from_the_mean(count: int, seed: int) -> None:
-    z = torch.randn(count, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = unit_differences(z)
-    assert torch.allclose(found.norm(dim=1), torch.ones(count, dtype=torch.float64))
+def test_views_are_standardised_as_a_loop_does_it(count: int, seed: int) -> None:
+    views = torch.randn(count, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    views[:, 3] *= 1e-3  # hardly differs between patients: stays small
+    found = standardise_views(views)
+    assert torch.allclose(found, torch.stack(standardised_by_loop(list(views))), atol=1e-4)
     # What all have in common, and its scale, are gone.
-    assert torch.allclose(unit_differences(1000 + 3 * z), found, atol=1e-9)
+    assert torch.allclose(standardise_views(1000 + 3 * views), found, atol=1e-4)
+    assert found[:, 3].abs().max() < 0.5
 
 
-def test_equal_projections_are_chance_and_have_a_finite_gradient() -> None:
-    z = torch.ones(4, 8, requires_grad=True)
-    unit = unit_differences(z)
-    targets = torch.eye(4)
-    loss = soft_contrastive_loss(5 * unit @ unit.T, targets)
+def test_equal_views_are_chance_and_have_a_finite_gradient(make_job: Callable[..., JobConfig]) -> None:
+    _, objective = contrast_model(make_job)
+    views = torch.ones(4, objective.projector[0].normalized_shape[0], requires_grad=True)
+    unit = objective.project(standardise_views(views))
+    loss = soft_contrastive_loss(5 * unit @ unit.T, torch.eye(4))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(math.log(4))
-    assert torch.isfinite(z.grad).all()
+    assert torch.isfinite(views.grad).all()

@@ -386,13 +386,13 @@ def test_contributions_count_the_crops_with_a_gradient_path(
 def test_contrast_counts_both_views_and_no_decoder(
     make_job: MakeJob, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, pairs: list[list[int]]
 ) -> None:
-    model, objective = model_for(make_job, "soft_contrastive")
+    model, objective = model_for(make_job, "soft_contrastive", crops=1)
     batch = make_batch(pairs, aligned=False)
-    together = SoftContrastive.project
+    together = SoftContrastive.views
     paths = []
     for alone in range(len(batch.images)):
 
-        def project(
+        def views(
             self: SoftContrastive, encoder: Any, images: Tensor, modality: Tensor, visible: Tensor, alone: int = alone
         ) -> Tensor:
             rows = [
@@ -401,10 +401,10 @@ def test_contrast_counts_both_views_and_no_decoder(
             ]
             return torch.cat([row if n == alone else row.detach() for n, row in enumerate(rows)])
 
-        monkeypatch.setattr(contrastive.SoftContrastive, "project", project)
+        monkeypatch.setattr(contrastive.SoftContrastive, "views", views)
         objective(model.encoder, batch, seeded()).loss.backward()
         paths.append(touched(model))
-    monkeypatch.setattr(contrastive.SoftContrastive, "project", together)
+    monkeypatch.setattr(contrastive.SoftContrastive, "views", together)
     outcome = objective(model.encoder, batch, seeded())
     outcome.loss.backward()
     owners = tensor_owners(model)

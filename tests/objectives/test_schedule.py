@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from parametrium.config import JobConfig, parse_job
 from parametrium.data.batch import CropRequest
+from parametrium.errors import ConfigError
 from parametrium.objectives.registry import build_model
 from parametrium.objectives.schedule import CropPlan, objectives_at
 
@@ -37,6 +38,20 @@ def test_summed_trains_all_in_every_step(make_job: Callable[..., JobConfig]) -> 
     assert all(kinds_at(step, job) == KINDS for step in range(5))
 
 
+@pytest.mark.parametrize("schedule", ["cyclic", "summed"])
+def test_an_objective_begins_after_its_share_of_the_run(make_job: Callable[..., JobConfig], schedule: str) -> None:
+    late = {"kind": KINDS[2], "start": 0.5}
+    job = make_job(objectives=[{"kind": KINDS[0]}, late], schedule=schedule, rounds=4, local_steps=5)
+    seen = [kinds_at(step, job) for step in range(20)]
+    assert all(kinds == [KINDS[0]] for kinds in seen[:10])
+    assert sum(kinds.count(KINDS[2]) for kinds in seen[10:]) == (5 if schedule == "cyclic" else 10)
+
+
+def test_a_run_cannot_begin_with_nothing(make_job: Callable[..., JobConfig]) -> None:
+    with pytest.raises(ConfigError, match="at least one must have start 0"):
+        make_job(objectives=[{"kind": KINDS[0], "start": 0.1}])
+
+
 @pytest.mark.parametrize("volumes", [1, 3])
 def test_requests_of_one_layout_are_joined_to_the_largest(make_job: Callable[..., JobConfig], volumes: int) -> None:
     job = make_job(
@@ -45,7 +60,7 @@ def test_requests_of_one_layout_are_joined_to_the_largest(make_job: Callable[...
         batch={"patients": 5, "volumes_per_patient": volumes},
     )
     wanted = CropPlan(job, build_model(job))(3)
-    assert set(wanted) == {CropRequest("aligned", 5, max(volumes, 2)), CropRequest("contrast", 5, 2)}
+    assert set(wanted) == {CropRequest("aligned", 5, max(volumes, 2)), CropRequest("contrast", 5, 2, 4)}
 
 
 def test_a_cyclic_step_reads_only_what_its_objective_wants(make_job: Callable[..., JobConfig]) -> None:
@@ -54,5 +69,5 @@ def test_a_cyclic_step_reads_only_what_its_objective_wants(make_job: Callable[..
     assert [plan(step) for step in range(3)] == [
         (CropRequest("aligned", 5, 1),),
         (CropRequest("aligned", 5, 2),),
-        (CropRequest("contrast", 5, 2),),
+        (CropRequest("contrast", 5, 2, 4),),
     ]

@@ -1,7 +1,12 @@
 """Checkpoints: whole or absent, checked when read, and never a program."""
 
+import hashlib
 import json
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,16 @@ from torch import Tensor
 from parametrium import __version__
 from parametrium.errors import TrainingError
 from parametrium.training import checkpoint
-from parametrium.training.checkpoint import DESCRIPTION, TENSORS, file_digest, load_checkpoint, save_checkpoint
+from parametrium.training.checkpoint import (
+    DESCRIPTION,
+    TENSORS,
+    checkpoint_names,
+    file_digest,
+    find_checkpoint,
+    load_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+)
 
 OLD = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(2.5)}
 NEW = {"a": torch.ones(2, 3), "b": torch.tensor(-1.0)}
@@ -104,6 +118,61 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint_readable(
     loaded, meta = load_checkpoint(tmp_path / "c")
     assert same(loaded, OLD)
     assert meta["round"] == 3
+    assert checkpoint_names(tmp_path) == {"c"}
+
+
+def test_the_save_after_a_crash_between_the_renames_leaves_only_the_new_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "c", OLD, META)
+    with monkeypatch.context() as patch:
+        crash_at(patch, "second rename")
+        with pytest.raises(Crash):
+            save_checkpoint(tmp_path / "c", NEW, {"round": 4})
+    assert find_checkpoint(tmp_path / "c") == tmp_path / ".c.retired"
+    with monkeypatch.context() as patch:
+        crash_at(patch, "first rename")
+        with pytest.raises(Crash):
+            save_checkpoint(tmp_path / "c", NEW, {"round": 4})
+    assert same(load_checkpoint(tmp_path / "c")[0], OLD), "a second crash must not cost the old one"
+    save_checkpoint(tmp_path / "c", NEW, {"round": 4})
+    assert same(load_checkpoint(tmp_path / "c")[0], NEW)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_what_dead_processes_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    save_checkpoint(tmp_path / "other", OLD, META)
+    left = [f".c.{int(dead.stdout)}.partial", f".gone.{int(dead.stdout)}.partial", ".other.retired"]
+    kept = [f".c.{os.getppid()}.partial", ".alone.retired", ".notes.partial", "mine"]
+    for name in left + kept:
+        (tmp_path / name / "inner").mkdir(parents=True)
+    save_checkpoint(tmp_path / "c", NEW, META)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "c", "other"])
+
+
+def test_a_removed_checkpoint_does_not_come_back(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", OLD, META)
+    shutil.copytree(tmp_path / "c", tmp_path / ".c.retired")
+    remove_checkpoint(tmp_path / "c")
+    assert find_checkpoint(tmp_path / "c") is None
+    assert checkpoint_names(tmp_path) == set()
+    remove_checkpoint(tmp_path / "c")
+    assert checkpoint_names(tmp_path / "nowhere") == set()
+
+
+@pytest.mark.parametrize("key", ["format", "parametrium", "sha256", "description_sha256"])
+def test_meta_cannot_speak_for_the_checkpoint_itself(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match=f"meta must not hold {key}"):
+        save_checkpoint(tmp_path / "c", OLD, {"round": 1, key: 1})
+    assert not any(tmp_path.iterdir())
+
+
+def test_meta_comes_back_as_json_has_it(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "c", OLD, {"numbers": {2: 0.1, 10: float("inf")}, "pair": (1, "é")})
+    meta = load_checkpoint(folder)[1]
+    assert meta["numbers"] == {"2": 0.1, "10": float("inf")}
+    assert meta["pair"] == [1, "é"]
 
 
 @pytest.mark.parametrize("where", ["tensors", "description", "first rename"])
@@ -131,6 +200,17 @@ def test_any_flipped_byte_of_the_tensors_is_seen(
     content[position % len(content)] ^= mask
     (folder / TENSORS).write_bytes(content)
     refused(folder)
+
+
+@pytest.mark.parametrize("change", [{"round": 4}, {"job": {"name": "other"}}, {"more": 1}, {"parametrium": "9.9"}])
+def test_a_changed_description_is_seen(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = save_checkpoint(tmp_path / "c", OLD, META)
+    description = json.loads((folder / DESCRIPTION).read_text())
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=4))
+    assert same(load_checkpoint(folder)[0], OLD), "how the JSON is laid out does not matter"
+    (folder / DESCRIPTION).write_text(json.dumps(description | change))
+    with pytest.raises(TrainingError, match="PM403 the checkpoint's description does not match its checksum"):
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize("name", [TENSORS, DESCRIPTION])
@@ -186,10 +266,14 @@ def test_a_pickle_in_place_of_tensors_is_refused_and_never_run(tmp_path: Path, f
     else:
         torch.save({"a": Bomb(mark)}, folder / TENSORS)
     refused(folder)
-    # Even one whose checksum was brought into line.
+    # Even one whose checksums were brought into line.
     description = json.loads((folder / DESCRIPTION).read_text()) | {"sha256": file_digest(folder / TENSORS)}
+    del description["description_sha256"]
+    canonical = json.dumps(description, sort_keys=True, separators=(",", ":")).encode()
+    description["description_sha256"] = hashlib.sha256(canonical).hexdigest()
     (folder / DESCRIPTION).write_text(json.dumps(description))
-    refused(folder)
+    with pytest.raises(TrainingError, match="PM403 the checkpoint is absent or incomplete"):
+        load_checkpoint(folder)
     assert not mark.exists()
     if form == "pickle":  # the bomb is live
         pickle.loads((folder / TENSORS).read_bytes())

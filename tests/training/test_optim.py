@@ -88,6 +88,15 @@ def test_the_rate_is_a_pure_function(config: OptimiserConfig, total: int, step: 
     assert learning_rate(step, total, config) == learning_rate(step, total, config.model_copy())
 
 
+@given(configs, st.integers(1, 500), st.integers(0, 2000))
+def test_beyond_the_end_of_the_run_the_rate_stays_at_the_final_fraction(
+    config: OptimiserConfig, total: int, more: int
+) -> None:
+    if total * (1 - config.warmup_fraction) >= 1:
+        expected = config.learning_rate * config.final_fraction
+        assert learning_rate(total + more, total, config) == pytest.approx(expected, abs=1e-15)
+
+
 def test_without_warm_up_the_first_step_is_the_peak() -> None:
     config = OptimiserConfig(learning_rate=0.5, warmup_fraction=0.0, final_fraction=0.0)
     assert learning_rate(0, 10, config) == 0.5

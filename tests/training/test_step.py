@@ -26,7 +26,10 @@ KINDS = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastiv
 
 def three(make_job: MakeJob, **changes: Any) -> JobConfig:
     weights = (1.0, 0.5, 0.25)
-    objectives = [{"kind": kind, "weight": weight} for kind, weight in zip(KINDS, weights, strict=True)]
+    objectives: list[dict[str, Any]] = [
+        {"kind": kind, "weight": weight} for kind, weight in zip(KINDS, weights, strict=True)
+    ]
+    objectives[2]["crops"] = 1
     return make_job(**{"objectives": objectives, "precision": "fp32", **changes})
 
 
@@ -239,6 +242,31 @@ def test_masks_differ_by_seed_site_step_and_purpose() -> None:
     assert torch.equal(
         torch.rand(4, generator=step_generator(0, "a", 0, "x")), torch.rand(4, generator=step_generator(0, "a", 0, "x"))
     )
+
+
+def test_drop_path_draws_from_numbers_of_its_own() -> None:
+    """It uses the global generator; with the mask's seed the same numbers would decide over both."""
+    drawn = torch.rand(64, generator=step_generator(0, "a", 0, "x"))
+    dropped = torch.rand(64)
+    assert not torch.equal(drawn, dropped)
+    assert abs(float(torch.corrcoef(torch.stack([drawn, dropped]))[0, 1])) < 0.5
+    torch.manual_seed(5)
+    step_generator(0, "a", 0, "x")
+    assert torch.equal(torch.rand(64), dropped)
+    step_generator(0, "a", 1, "x")
+    assert not torch.equal(torch.rand(64), dropped)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_tensor_of_an_objective_is_dead(make_job: MakeJob, kind: str) -> None:
+    """A tensor without gradient at a site that holds every modality would travel and never be trained."""
+    job = make_job(objectives=[{"kind": kind}], precision="fp32", batch={"patients": 6, "volumes_per_patient": 3})
+    state = new_state(job, CPU)
+    seen: set[str] = set()
+    for step in range(4):
+        batches = batches_of(state, job, [["CT", "T1", "PET"]] * 6, step)
+        seen |= train_step(state, batches, job, "alpha").contributions.keys()
+    assert seen == dict(state.model.named_parameters()).keys()
 
 
 def test_bf16_is_used_only_when_asked_for_or_faster(monkeypatch: pytest.MonkeyPatch) -> None:

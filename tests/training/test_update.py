@@ -75,11 +75,35 @@ def test_a_scalar_tensor_passes() -> None:
         (lambda: with_count("ct", -3), "ct has contribution -3, at least 1 is needed"),
         (lambda: with_count("ct", 9), "ct counts 9 samples of 8"),
         (lambda: with_tensor("ct", torch.full((4,), 100.0)), r"its norm 200 is above the limit 10"),
+        (lambda: replace(good(), samples=2**53 + 1), "it counts more than 9007199254740992 samples"),
+        (lambda: replace(good(), steps={"shared": 4}), "0 tensors with steps are missing, 1 tensors have no steps"),
+        (
+            lambda: replace(good(), steps=good().steps | {"pet": 1}),
+            "1 tensors with steps are missing, 0 tensors have no steps",
+        ),
+        (lambda: replace(good(), steps=good().steps | {"ct": 0}), "ct has 0 steps, at least 1 is needed"),
     ],
 )
 def test_a_bad_update_is_refused_with_site_and_reason(update: Callable[[], Update], reason: str) -> None:
     with pytest.raises(FederationError, match=f"^PM501 alpha: {reason}$"):
         check_update(update(), MODEL, round_number=2, max_norm=10.0)
+
+
+@pytest.mark.parametrize("value", [True, 3.0, 2.5, math.nan, math.inf, None, "/scans/secret", [3]])
+@pytest.mark.parametrize("what", ["round", "samples", "contributions", "steps"])
+def test_a_count_that_is_not_an_integer_is_refused_without_repeating_it(what: str, value: Any) -> None:
+    changed = {**getattr(good(), what), "ct": value} if what in ("contributions", "steps") else value
+    with pytest.raises(
+        FederationError, match=r"^PM501 alpha: round, samples, contributions and steps must be integers$"
+    ):
+        check_update(replace(good(), **{what: changed}), MODEL, round_number=2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, True, None, "/scans/secret"])
+def test_a_scalar_that_is_not_a_finite_number_is_refused_without_its_name(value: Any) -> None:
+    update = replace(good(), scalars={"train/seconds": 1.0, "train/samples": 8, "patient-7": value})
+    with pytest.raises(FederationError, match=r"^PM501 alpha: 1 scalars are not finite numbers$"):
+        check_update(update, MODEL, round_number=2)
 
 
 def test_without_a_limit_any_finite_norm_passes() -> None:

@@ -17,15 +17,17 @@ class CropRequest(NamedTuple):
     """What an objective wants in its mini-batch.
 
     Attributes:
-        layout: ``aligned``: all crops of a patient show the same place of one frame. ``contrast``: two crops of each
-            patient at independent places, of two modalities where the site can pair them.
+        layout: ``aligned``: all crops of a patient show the same place of one frame. ``contrast``: two views of
+            each patient, crops at independent places, of two modalities where the site can pair them.
         patients: patients in the batch.
         volumes: at most so many volumes a patient; ``contrast`` always takes two views.
+        crops: ``contrast``: so many crops make one view; ``aligned`` takes one.
     """
 
     layout: Layout
     patients: int
     volumes: int
+    crops: int = 1
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parametrium.data.cache import PreparedPatient, PreparedVolume
 
 Corner = tuple[int, int, int]
 
-INNER_DRAWS = 8
+INNER_DRAWS = 32
 """Places that are tried for a crop that shall lie inside the body."""
 
 
@@ -38,29 +39,40 @@ def draw_corner(
     rng: np.random.Generator, volume: PreparedVolume, extent: Corner, foreground_fraction: float = 1.0
 ) -> Corner:
     """First voxel of a crop, centred on a body voxel or anywhere, moved into the volume where that is larger."""
-    foreground = volume.foreground()
-    if len(foreground) and rng.random() < foreground_fraction:
-        centre = foreground[rng.integers(len(foreground))]
-    else:
-        centre = np.asarray(volume.offset) + rng.integers(volume.shape)
-    corner = []
-    for axis in range(3):
-        first, last = volume.offset[axis], volume.offset[axis] + volume.shape[axis] - extent[axis]
-        wanted = int(centre[axis]) - extent[axis] // 2
-        # A volume smaller than the crop lies somewhere inside it, not always at the same edge.
-        corner.append(min(max(wanted, first), last) if last >= first else int(rng.integers(last, first + 1)))
-    return (corner[0], corner[1], corner[2])
+    if rng.random() < foreground_fraction:
+        return _corner(_draw_corners(rng, volume, extent, 1)[0])
+    centre = np.asarray(volume.offset) + rng.integers(volume.shape)
+    return _corner(_moved_inside(rng, centre[None], volume, extent)[0])
 
 
 def draw_inner_corner(rng: np.random.Generator, volume: PreparedVolume, extent: Corner) -> Corner:
     """First voxel of a crop that lies inside the body as far as a few draws can find one.
 
-    Where the crop shows the outline, the outline alone tells patients apart (METHODS 10); inside, only the anatomy does.
+    Where the crop shows the outline, the outline alone tells patients apart (METHODS 10); inside, only anatomy does.
     """
-    corners = [draw_corner(rng, volume, extent) for _ in range(INNER_DRAWS)]
+    corners = _draw_corners(rng, volume, extent, INNER_DRAWS)
+    return _corner(corners[int(np.argmax(volume.body_shares(corners, extent)))])
+
+
+def _draw_corners(rng: np.random.Generator, volume: PreparedVolume, extent: Corner, count: int) -> NDArray[np.int64]:
+    """[count, 3] first voxels of crops centred on body voxels."""
     foreground = volume.foreground()
-    shares = [np.all((foreground >= low) & (foreground < np.add(low, extent)), axis=1).mean() for low in corners]
-    return corners[int(np.argmax(shares))]
+    return _moved_inside(rng, foreground[rng.integers(len(foreground), size=count)], volume, extent)
+
+
+def _moved_inside(
+    rng: np.random.Generator, centres: NDArray[np.int64], volume: PreparedVolume, extent: Corner
+) -> NDArray[np.int64]:
+    first = np.asarray(volume.offset)
+    last = first + volume.shape - np.asarray(extent)
+    wanted = centres - np.asarray(extent) // 2
+    # A volume smaller than the crop lies somewhere inside it, not always at the same edge.
+    anywhere = rng.integers(np.minimum(first, last), np.maximum(first, last) + 1, size=centres.shape)
+    return np.where(last >= first, np.clip(wanted, first, np.maximum(first, last)), anywhere)
+
+
+def _corner(corner: NDArray[np.int64]) -> Corner:
+    return int(corner[0]), int(corner[1]), int(corner[2])
 
 
 def draw_aligned(
@@ -86,16 +98,16 @@ def draw_aligned(
 
 
 def draw_contrast(
-    rng: np.random.Generator, patients: Sequence[PreparedPatient], extent: Corner, count: int
+    rng: np.random.Generator, patients: Sequence[PreparedPatient], extent: Corner, count: int, crops_per_view: int = 1
 ) -> tuple[list[int], list[Crop]]:
-    """One pair of modalities for the whole batch, patients that have both, two independent places in each.
+    """One pair of modalities for the whole batch, patients that have both, independent places in each.
 
     One pair a batch, because candidates of different modality would be told apart by their modality. Patients with a
     single modality pair it with itself (instance level). A pair is drawn in proportion to the patients that have it.
 
     Returns:
-        indices of the patients taken, and their crops, two after each other; both empty where fewer than two patients
-        can be compared.
+        indices of the patients taken, and their crops, those of one view after each other, two views a patient; both
+        empty where fewer than two patients can be compared.
     """
     having: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, patient in enumerate(patients):
@@ -115,5 +127,6 @@ def draw_contrast(
         for modality in pair:
             same = [volume for volume in patients[index].volumes if volume.modality == modality]
             volume = same[rng.integers(len(same))]
-            crops.append(Crop(volume, slot, len(crops), draw_inner_corner(rng, volume, extent)))
+            for _ in range(crops_per_view):
+                crops.append(Crop(volume, slot, len(crops), draw_inner_corner(rng, volume, extent)))
     return taken, crops

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from parametrium.clinical.schema import encode
 from parametrium.config import JobConfig
 from parametrium.data.batch import Batch, CropRequest, Layout
-from parametrium.data.cache import PreparedPatient
+from parametrium.data.cache import PreparedPatient, keep_unpacked
 from parametrium.data.crops import Crop, draw_aligned, draw_contrast
 
 Batches = Mapping[Layout, Batch]
@@ -36,7 +36,9 @@ class CropLoader(Dataset[Batches]):
         self.plan = plan
         self.workers = workers
         self._site = stable_number(site)
+        keep_unpacked(volume for patient in self.patients for volume in patient.volumes)
         self._clinical = encode([patient.clinical for patient in patients], job.clinical)
+        self._starts = [0]
 
     def __getitem__(self, step: int) -> Batches:
         """The batches of one step, by layout; a layout for which the site has nothing is left out."""
@@ -50,6 +52,7 @@ class CropLoader(Dataset[Batches]):
 
     def steps(self, start: int, stop: int) -> Iterator[Batches]:
         """The batches of steps start .. stop - 1, in order."""
+        self._start(stop)  # here, so that workers inherit the sums instead of each making them
         loader = DataLoader(
             self,
             sampler=range(start, stop),
@@ -61,11 +64,18 @@ class CropLoader(Dataset[Batches]):
 
     def _draw(self, request: CropRequest, step: int, rng: np.random.Generator) -> tuple[list[int], list[Crop]]:
         if request.layout == "contrast":
-            return draw_contrast(rng, self.patients, self.job.crop, request.patients)
-        taken = self._stream(step * request.patients, request.patients)
+            return draw_contrast(rng, self.patients, self.job.crop, request.patients, request.crops)
+        taken = self._stream(self._start(step), request.patients)
         chosen = [self.patients[index] for index in taken]
         fraction = self.job.batch.foreground_fraction
         return taken, draw_aligned(rng, chosen, self.job.crop, request.volumes, fraction)
+
+    def _start(self, step: int) -> int:
+        """How many patients all earlier steps of the plan took from the stream, whether they were drawn here or not."""
+        while len(self._starts) <= step:
+            wanted = [request.patients for request in self.plan(len(self._starts) - 1) if request.layout == "aligned"]
+            self._starts.append(self._starts[-1] + sum(wanted))
+        return self._starts[step]
 
     def _stream(self, start: int, count: int) -> list[int]:
         """Entries of an endless sequence of shuffled epochs: every patient once before any comes again."""

@@ -16,7 +16,7 @@ from parametrium.cohort.problem import Reason
 from parametrium.config import PreparationConfig
 from parametrium.data.lattice import Spacing, Triple, lattice_box, resample
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever this code would make other voxels from the same source and settings."""
 
 _MARGIN = 2  # lattice voxels kept around the body: its edge, with the air beside it, is worth seeing

@@ -4,6 +4,7 @@ N crops, C channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from parametrium.config import JobConfig
 from parametrium.data.batch import Batch
 from parametrium.data.cache import PreparedPatient
 from parametrium.evaluation.crops import volume_crops
+from parametrium.objectives.contrastive import SoftContrastive
 from parametrium.objectives.registry import PretrainingModel
 
 Vector = NDArray[np.float32]
@@ -23,12 +25,15 @@ Features = dict[tuple[int, str], Vector]
 Extractor = Callable[[Batch], torch.Tensor]
 """[N crops] to [N, C]."""
 
+RELATIVE_FLOOR = 0.1
+"""Smallest deviation that a channel is divided by, as a share of the channels' root mean square."""
+
 COARSE = 6
 """Controls see a crop as so many blocks along each axis (PROOF: 6^3)."""
 
 
 def encoder_features(model: PretrainingModel, job: JobConfig) -> Extractor:
-    """Mean of the patch tokens of the whole crop; no mask, no head."""
+    """Pooled patch tokens of the whole crop; no mask, no head."""
     device = next(model.parameters()).device
 
     def extract(batch: Batch) -> torch.Tensor:
@@ -36,6 +41,20 @@ def encoder_features(model: PretrainingModel, job: JobConfig) -> Extractor:
         return model.encoder.encode(moved.images, moved.modality, job.preparation.spacing_mm).pooled.float().cpu()
 
     return extract
+
+
+@torch.no_grad()
+def compared_features(model: PretrainingModel, features: Features) -> Features:
+    """Standardised features in the space where the model compares patients: behind the contrastive objective's head.
+
+    A model that was never asked to compare patients has no such head; its features stay as they are.
+    """
+    if SoftContrastive.kind not in model.objectives:
+        return features
+    head = model.objective(SoftContrastive.kind)
+    device = next(model.parameters()).device
+    project = cast(SoftContrastive, head).project
+    return {key: project(torch.from_numpy(v)[None].to(device))[0].cpu().numpy() for key, v in features.items()}
 
 
 def body_mask_features(batch: Batch) -> torch.Tensor:
@@ -80,7 +99,9 @@ def standardised(features: Features, reference: Features) -> Features:
         rows = [vector for (_, m), vector in reference.items() if m == modality]
         mean = np.mean(rows, axis=0) if rows else np.float32(0)
         deviation = np.std(rows, axis=0) if len(rows) > 1 else np.float32(1)
+        # A channel that hardly differs between patients holds noise; it must not be blown up to the others' size.
+        floor = RELATIVE_FLOOR * np.sqrt(np.mean(np.square(deviation))) + 1e-6
         for key, vector in features.items():
             if key[1] == modality:
-                result[key] = ((vector - mean) / np.maximum(deviation, 1e-6)).astype(np.float32)
+                result[key] = ((vector - mean) / np.maximum(deviation, floor)).astype(np.float32)
     return result

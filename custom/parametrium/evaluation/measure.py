@@ -7,7 +7,9 @@ import torch
 from parametrium.config import JobConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.evaluation.features import (
+    Extractor,
     body_mask_features,
+    compared_features,
     encoder_features,
     patient_features,
     standardised,
@@ -33,19 +35,17 @@ def measure_features(
     model: PretrainingModel, training: Patients, held_out: Patients, job: JobConfig, site: str
 ) -> dict[str, float]:
     """Retrieval and probe, each with its controls, as ``evaluation/retrieval/...`` and ``evaluation/probe/...``."""
-    extractors = {
-        "model": encoder_features(model.eval(), job),
-        "untrained": encoder_features(_untrained(job, model), job),
-        "body_mask": body_mask_features,
-        "voxels": voxel_features,
-    }
+    models = {"model": model.eval(), "untrained": _untrained(job, model)}
+    extractors: dict[str, Extractor] = {name: encoder_features(network, job) for name, network in models.items()}
+    extractors |= {"body_mask": body_mask_features, "voxels": voxel_features}
     seen = patient_features(training, extractors, job, site, "features")
     unseen = patient_features(held_out, extractors, job, site, "features-held-out")
     scalars: dict[str, float] = {}
     for name in extractors:
         reference, test = standardised(seen[name], seen[name]), standardised(unseen[name], seen[name])
         if job.evaluation.retrieval:
-            scalars |= _retrieval_scalars(retrieval(test, job.modalities), name)
+            compared = compared_features(models[name], test) if name in models else test
+            scalars |= _retrieval_scalars(retrieval(compared, job.modalities), name)
         if job.evaluation.probe is not None:
             variable = next(v for v in job.clinical if v.name == job.evaluation.probe)
             scores = probe(variable, (training, reference), (held_out, test))

@@ -42,13 +42,13 @@ class TrainerLink:
     """
 
     def __init__(self, job: Path, site: Path, run: str, folder: Path) -> None:
-        self.site_name = folder.name
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         options = ["--job", str(job), "--site", str(site), "--run", run, "--state", str(folder)]
         self._log: IO[bytes] = (folder / "trainer.log").open("ab")
         self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "parametrium.site.worker", *options],
+            # -P: FLARE's working directory, which holds what jobs brought along, is no place to import from.
+            [sys.executable, "-P", "-m", "parametrium.site.worker", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -56,7 +56,8 @@ class TrainerLink:
             env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
         )
         self._answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     @property
     def alive(self) -> bool:
@@ -99,6 +100,7 @@ class TrainerLink:
         if self.alive:
             self.process.kill()
         self.process.wait()
+        self._listener.join(PATIENCE_S)  # it reads what is closed next
         for stream in (self.process.stdin, self.process.stdout, self._log):
             if stream:
                 stream.close()
@@ -135,6 +137,10 @@ class TrainerLink:
         return answer
 
     def _gone(self) -> FederationError:
-        code = self.process.wait()
+        try:
+            code = self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:  # it closed its answers but does not end
+            self.process.kill()
+            code = self.process.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return FederationError(Code.TRAINER_FAILED, f"the trainer {how}; the site's own log has the details")

@@ -3,8 +3,8 @@
 Arrays go through FLARE's own array codec: float32 arrives bit for bit, and nothing is unpickled on either side.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,11 +12,13 @@ from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.shareable import Shareable
 from torch import Tensor
 
-from parametrium.errors import Code, FederationError, ParametriumError, public_text
+from parametrium.errors import Code, FederationError, public_text
 from parametrium.training.update import Update
 
 OPEN, TRAIN, EVALUATE = "open", "train", "evaluate"
 TASKS = (OPEN, TRAIN, EVALUATE)
+
+T = TypeVar("T")
 
 
 def task_message(round_number: int, model: Mapping[str, Tensor] | None = None, final: bool = False) -> Shareable:
@@ -28,7 +30,7 @@ def task_message(round_number: int, model: Mapping[str, Tensor] | None = None, f
 def read_task(message: Shareable) -> tuple[int, bool, dict[str, Tensor]]:
     """Round, whether it is the final evaluation, and the global model."""
     arrays, facts = _read(message)
-    return int(facts["round"]), bool(facts["final"]), {name: _tensor(array) for name, array in arrays.items()}
+    return _count(facts["round"]), bool(facts["final"]), _tensors(arrays)
 
 
 def update_message(update: Update) -> Shareable:
@@ -62,29 +64,25 @@ def read_update(message: Shareable | None, site: str) -> Update:
         site: name by FLARE's certificate.
 
     Raises:
-        FederationError: PM501 when the site reports an error or the message does not have the form of an update.
+        FederationError: PM501, naming the site, when it reports an error or a part of the message is missing or of
+            another type than an update's. What the numbers are is for ``check_update`` and ``check_scalars``.
     """
     arrays, facts = _answer(message, site)
-    try:
-        return Update(
-            site=site,
-            round=int(facts["round"]),
-            tensors={str(name): _tensor(array) for name, array in arrays.items()},
-            contributions={str(name): int(n) for name, n in facts["contributions"].items()},
-            steps={str(name): int(n) for name, n in facts["steps"].items()},
-            samples=int(facts["samples"]),
-            scalars=dict(facts["scalars"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _malformed(site) from error
+    return Update(
+        site=site,
+        round=_part(site, facts, "round", _count),
+        tensors=_part(site, {"tensors": arrays}, "tensors", _tensors),
+        contributions=_part(site, facts, "contributions", _counts),
+        steps=_part(site, facts, "steps", _counts),
+        samples=_part(site, facts, "samples", _count),
+        scalars=_part(site, facts, "scalars", _dict),
+    )
 
 
 def read_scalars(message: Shareable | None, site: str) -> dict[str, object]:
     """A site's scalars; raises as ``read_update``."""
     _, facts = _answer(message, site)
-    if not isinstance(facts.get("scalars"), dict):
-        raise _malformed(site)
-    return dict(facts["scalars"])
+    return _part(site, facts, "scalars", _dict)
 
 
 def _message(kind: str, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> Shareable:
@@ -94,7 +92,7 @@ def _message(kind: str, arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> 
 
 def _read(message: Shareable) -> tuple[dict[str, Any], dict[str, Any]]:
     dxo = from_shareable(message)
-    return dxo.data["arrays"], dxo.meta["parametrium"]
+    return _dict(dxo.data["arrays"]), _dict(dxo.meta["parametrium"])
 
 
 def _answer(message: Shareable | None, site: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -103,7 +101,7 @@ def _answer(message: Shareable | None, site: str) -> tuple[dict[str, Any], dict[
     try:
         arrays, facts = _read(message)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _malformed(site) from error
+        raise FederationError(Code.UPDATE_REJECTED, f"{site}: the answer has not the form of a message") from error
     if "error" in facts:
         raise FederationError(Code.UPDATE_REJECTED, f"{site}: {_coded(facts['error'])}")
     return arrays, facts
@@ -114,9 +112,37 @@ def _coded(text: object) -> str:
     return " ".join(str(text).split())[:500]
 
 
-def _malformed(site: str) -> ParametriumError:
-    return FederationError(Code.UPDATE_REJECTED, f"{site}: the answer does not have the form of an update")
+def _part(site: str, facts: Mapping[str, Any], name: str, read: Callable[[Any], T]) -> T:
+    """One part of a message, by the name that this module gave it: it is safe to tell which one was wrong."""
+    if name not in facts:
+        raise FederationError(Code.UPDATE_REJECTED, f"{site}: the answer lacks {name}")
+    try:
+        return read(facts[name])
+    except (TypeError, ValueError) as error:
+        raise FederationError(Code.UPDATE_REJECTED, f"{site}: {name} is not of the type of an update's") from error
 
 
-def _tensor(array: Any) -> Tensor:
+def _count(value: object) -> int:
+    if type(value) is not int:  # not bool, and no float that would be rounded in silence
+        raise TypeError
+    return value
+
+
+def _dict(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise TypeError
+    return dict(value)
+
+
+def _counts(value: object) -> dict[str, int]:
+    return {name: _count(number) for name, number in _dict(value).items()}
+
+
+def _tensors(value: object) -> dict[str, Tensor]:
+    return {name: _tensor(array) for name, array in _dict(value).items()}
+
+
+def _tensor(array: object) -> Tensor:
+    if not isinstance(array, np.ndarray | np.generic):
+        raise TypeError
     return torch.from_numpy(np.array(array, copy=True, order="C"))

@@ -14,7 +14,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.workspace import Workspace
 
 from parametrium.config import JobConfig, load_job, load_site
-from parametrium.errors import Code, FederationError
+from parametrium.errors import Code, ConfigError, FederationError
 
 SIMULATED_RUN = "PARAMETRIUM_SIMULATED_RUN"
 """Set by ``simulate``: the run folder."""
@@ -39,22 +39,35 @@ def job_file(fl_ctx: FLContext) -> Path:
     return Path(_workspace(fl_ctx).get_app_config_dir(fl_ctx.get_job_id())) / JOB_FILE
 
 
+def job_workspace(fl_ctx: FLContext) -> Path:
+    """FLARE's own folder of a running job at this party; FLARE may remove it at any time after the job."""
+    return Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
+
+
 def site_place(fl_ctx: FLContext, run: str) -> tuple[Path, Path]:
     """A site's config file and its folder for this run.
 
     Raises:
         FederationError: PM505 when the site has no config.
+        ConfigError: PM103 when the config is another site's.
     """
+    name = fl_ctx.get_identity_name()
     simulated = os.environ.get(SIMULATED_RUN)
     if simulated:
-        folder = Path(simulated) / "sites" / fl_ctx.get_identity_name()
+        folder = Path(simulated) / "sites" / name
         return folder / "site.yaml", folder
     file = Path(_workspace(fl_ctx).get_site_config_dir()) / SITE_FILE
     if not file.is_file():
         raise FederationError(
-            Code.FLARE_FAILED, f"the site's kit has no {SITE_FILE} in its local folder; see poc/run.py"
+            Code.FLARE_FAILED,
+            f"the site's kit has no {SITE_FILE} in its local folder; federation/kit.py writes it (equip_site)",
         )
-    return file, Path(load_site(file).state) / run
+    site = load_site(file)
+    if site.site != name:
+        raise ConfigError(
+            Code.CONFIG_INVALID_VALUE, f"site.site must be the name of this FLARE client, {name}, got {site.site!r}"
+        )
+    return file, Path(site.state) / run
 
 
 def run_place(fl_ctx: FLContext, run: str) -> Path:
@@ -72,7 +85,9 @@ def run_place(fl_ctx: FLContext, run: str) -> Path:
         return Path(settings["runs"]) / run
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise FederationError(
-            Code.FLARE_FAILED, f"the server's kit needs {SERVER_FILE} in its local folder with the key runs"
+            Code.FLARE_FAILED,
+            f"the server's kit needs {SERVER_FILE} in its local folder with the key runs; federation/kit.py writes it "
+            "(equip_server)",
         ) from error
 
 

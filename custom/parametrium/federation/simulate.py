@@ -13,7 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import yaml
 
 from parametrium.config import JobConfig, load_site
@@ -21,6 +20,7 @@ from parametrium.errors import Code, FederationError
 from parametrium.federation.job_folder import export_job
 from parametrium.federation.kit import site_resources
 from parametrium.federation.place import SIMULATED_RUN
+from parametrium.federation.processes import Family
 from parametrium.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ def simulate(job: JobConfig, sites: list[Path], out: Path, timeout_s: float) -> 
         workspace = Path(temporary) / "workspace"
         (workspace / "local").mkdir(parents=True)
         (workspace / "local" / "resources.json").write_text(json.dumps(site_resources()), encoding="utf-8")
-        folder = export_job(job, Path(temporary))
-        command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(folder)]
+        exported = export_job(job, Path(temporary))
+        command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(exported)]
         command += ["-w", str(workspace), "-c", ",".join(names), "-t", str(len(names))]
         environment = {**os.environ, SIMULATED_RUN: str(out), "HOME": temporary, "NVFLARE_SECURE_LOGGING": "true"}
         with (out / "simulator.log").open("wb") as file:
@@ -65,7 +65,10 @@ def simulate(job: JobConfig, sites: list[Path], out: Path, timeout_s: float) -> 
             _watch(process, out / "manifest.json", timeout_s)
     if not (out / "manifest.json").exists():
         error = FederationError(Code.FLARE_FAILED, "the simulator ended without finishing the run")
-        RunFolder(out, job).finish_abandoned(names, error)
+        folder = RunFolder(out, job)
+        if not (out / "job.yaml").exists():  # the server never came to its first step
+            folder.create()
+        folder.finish_abandoned(names, error)
     return out
 
 
@@ -87,40 +90,16 @@ def _watch(process: subprocess.Popen[bytes], manifest: Path, timeout_s: float) -
     """Waits for the simulator to end; ends it and all that it started when it does not."""
     started = time.monotonic()
     deadline = started + timeout_s
-    family: dict[int, psutil.Process] = {}
-    while process.poll() is None and time.monotonic() < deadline:
-        _remember(process.pid, family)
-        if manifest.exists():
-            deadline = min(deadline, manifest.stat().st_mtime - time.time() + time.monotonic() + GRACE_S)
-        time.sleep(POLL_S)
-    if process.poll() is None:
-        log.warning("the simulator did not end by itself after %.0f s", time.monotonic() - started)
-        process.kill()
-    process.wait()
-    _end(family)
-
-
-def _remember(pid: int, family: dict[int, psutil.Process]) -> None:
-    """Keeps every descendant: once its parent is gone it can no longer be found from here."""
+    family = Family()
+    family.adopt(process.pid)
     try:
-        for child in psutil.Process(pid).children(recursive=True):
-            family.setdefault(child.pid, child)
-    except psutil.NoSuchProcess:
-        return
-
-
-def _end(family: dict[int, psutil.Process]) -> None:
-    """Ends what is left of the processes that were seen; psutil checks that an id was not given to another process."""
-    left = [child for child in family.values() if child.is_running()]
-    for child in left:
-        try:
-            child.terminate()
-        except psutil.NoSuchProcess:
-            continue
-    _, stubborn = psutil.wait_procs(left, timeout=5)
-    for child in stubborn:
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(stubborn, timeout=5)
+        while process.poll() is None and time.monotonic() < deadline:
+            family.look()
+            if manifest.exists():
+                deadline = min(deadline, manifest.stat().st_mtime - time.time() + time.monotonic() + GRACE_S)
+            time.sleep(POLL_S)
+        if process.poll() is None:
+            log.warning("the simulator did not end by itself after %.0f s", time.monotonic() - started)
+    finally:  # also when the user interrupts: the simulator has its own session and would go on
+        family.end()
+        process.wait()

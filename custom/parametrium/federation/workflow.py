@@ -20,8 +20,9 @@ from torch import Tensor
 
 from parametrium.config import JobConfig
 from parametrium.errors import Code, FederationError, ParametriumError, public_text
+from parametrium.federation.download import offer_download
 from parametrium.federation.payload import EVALUATE, OPEN, TRAIN, read_scalars, read_update, task_message
-from parametrium.federation.place import job_of, run_place
+from parametrium.federation.place import job_of, job_workspace, run_place
 from parametrium.model.modality import Owner, tensor_owners
 from parametrium.objectives.registry import build_model
 from parametrium.privacy.egress import check_scalars
@@ -52,19 +53,21 @@ class PretrainWorkflow(Controller):  # type: ignore[misc]
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """The whole run; ends with a manifest whatever happens."""
-        folder, run = None, None
+        run, failure = None, None
         try:
             job = job_of(fl_ctx)
             folder = RunFolder(run_place(fl_ctx, job.name), job)
             folder.create()
             run = _Run(self, job, folder, abort_signal, fl_ctx)
             run.execute()
-            folder.finish(run.rounds_done, run.sites)
         except Exception as error:
-            if folder is not None and run is not None:
-                folder.finish(run.rounds_done, run.sites, error)
-            log.error("the run failed: %s", public_text(error))
-            self.system_panic(public_text(error), fl_ctx)
+            failure = error
+        if run is not None:
+            run.folder.finish(run.rounds_done, run.sites, failure)
+            offer_download(run.folder.path, job_workspace(fl_ctx))
+        if failure is not None:
+            log.error("the run failed: %s", public_text(failure))
+            self.system_panic(public_text(failure), fl_ctx)
 
 
 class _Run:

@@ -58,13 +58,17 @@ def soft_contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return (forward + backward) / 2
 
 
-def unit_differences(z: Tensor) -> Tensor:
-    """[P, Z] projections of one view -> unit vectors of their differences from the batch's mean.
+def standardise_views(pooled: Tensor) -> Tensor:
+    """[P, C] pooled tokens of one view -> how each patient differs from the batch's mean, a channel in its own scale.
 
-    Pooled tokens of a fresh transformer have cosine 1 with each other; without the mean (which also holds what the
-    modality looks like) the patients' differences are seen from the first step on.
+    Pooled tokens of a fresh transformer have cosine 1 with each other: the mean holds what the modality looks like, and
+    without it the patients' differences are seen from the first step on. A channel's scale is at least a tenth of all
+    channels' root mean square: what does not differ between patients must not be blown up.
     """
-    return F.normalize(z - z.mean(0, keepdim=True), dim=-1)
+    centred = pooled - pooled.mean(0, keepdim=True)
+    deviation = (centred.square().mean(0, keepdim=True) + 1e-12).sqrt()
+    floor = 0.1 * deviation.square().mean().sqrt() + 1e-6
+    return centred / deviation.clamp(min=float(floor.detach()))
 
 
 class SoftContrastive(Objective):
@@ -85,8 +89,8 @@ class SoftContrastive(Objective):
         self.spacing_mm = spacing_mm
         self.clinical = clinical
         self.projector = nn.Sequential(
-            nn.LayerNorm(shape.width),
-            nn.Linear(shape.width, 2 * shape.width),
+            nn.LayerNorm(2 * shape.width),
+            nn.Linear(2 * shape.width, 2 * shape.width),
             nn.GELU(),
             nn.Linear(2 * shape.width, PROJECTION),
         )
@@ -94,14 +98,18 @@ class SoftContrastive(Objective):
 
     def request(self, patients: int, volumes: int) -> CropRequest:
         """Two views of each patient at independent places: the field of view must not give the patient away."""
-        return CropRequest("contrast", patients, 2)
+        return CropRequest("contrast", self.config.patients or patients, 2, self.config.crops)
 
-    def project(self, encoder: Encoder, images: Tensor, modality: Tensor, visible: Tensor) -> Tensor:
-        """[B, Z] projections of [B, D, H, W] crops, from their visible patches [B, K]."""
+    def views(self, encoder: Encoder, images: Tensor, modality: Tensor, visible: Tensor) -> Tensor:
+        """[B / crops, 2 C] pooled views: each the mean over its crops [B, D, H, W] of their visible patches [B, K]."""
         patches = gather(patchify(images, encoder.shape.patch), visible)
         positions = crop_positions(images, encoder.shape.patch, self.spacing_mm)[visible]
-        pooled = encoder(encoder.embed(patches, modality, positions)).pooled
-        return self.projector(pooled).float()  # type: ignore[no-any-return]
+        pooled: Tensor = encoder(encoder.embed(patches, modality, positions)).pooled
+        return pooled.reshape(-1, self.config.crops, pooled.shape[1]).mean(1)
+
+    def project(self, standardised: Tensor) -> Tensor:
+        """[P, Z] unit vectors in which patients are compared, from standardised views [P, 2 C] of one modality."""
+        return F.normalize(self.projector(standardised).float(), dim=-1, eps=1e-6)
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """KL to the soft targets; ``chance`` is the loss of an embedding that cannot tell patients apart."""
@@ -109,8 +117,8 @@ class SoftContrastive(Objective):
             return None
         patches = batch.images[0].numel() // encoder.shape.patch**3
         visible, _ = random_mask(len(batch.images), patches, self.config.mask_ratio, generator)
-        z = self.project(encoder, batch.images, batch.modality, visible.to(batch.images.device))
-        a, b = (unit_differences(view) for view in z.reshape(batch.patients, 2, -1).unbind(1))
+        views = self.views(encoder, batch.images, batch.modality, visible.to(batch.images.device))
+        a, b = (self.project(standardise_views(view)) for view in views.reshape(batch.patients, 2, -1).unbind(1))
         logits = self.log_scale.exp().clamp(max=100) * a @ b.T
         similarity = gower(batch.clinical, batch.observed, self.clinical)
         targets = soft_targets(similarity, self.config.softness, self.config.similarity_temperature)

@@ -101,7 +101,7 @@ class CrossModalReconstruction(Objective):
         self.mask_ratio = config.mask_ratio
         self.target: Target = config.target
         self.spacing_mm = spacing_mm
-        self.decoder = Decoder(modalities, shape, spacing_mm)
+        self.decoder = Decoder(modalities, shape, spacing_mm, mask_token=False)
 
     def request(self, patients: int, volumes: int) -> CropRequest:
         """At least two registered volumes of a patient, where it has them."""

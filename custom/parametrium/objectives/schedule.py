@@ -6,10 +6,9 @@ from parametrium.objectives.registry import PretrainingModel
 
 
 def objectives_at(step: int, job: JobConfig) -> tuple[ObjectiveConfig, ...]:
-    """cyclic: one objective a mini-batch, in turn (METHODS 0, S2); summed: all of them."""
-    if job.schedule == "summed":
-        return job.objectives
-    return (job.objectives[step % len(job.objectives)],)
+    """cyclic: one objective a mini-batch, in turn (METHODS 0, S2); summed: all of them that have begun."""
+    begun = tuple(objective for objective in job.objectives if step >= objective.start * job.total_steps)
+    return begun if job.schedule == "summed" else (begun[step % len(begun)],)
 
 
 class CropPlan:
@@ -34,5 +33,5 @@ class CropPlan:
         for config in objectives_at(step, self.job):
             new = self.requests[config.kind]
             old = joined.get(new.layout, new)
-            joined[new.layout] = CropRequest(new.layout, max(old.patients, new.patients), max(old.volumes, new.volumes))
+            joined[new.layout] = CropRequest(new.layout, *(max(pair) for pair in zip(old[1:], new[1:], strict=True)))
         return tuple(joined.values())

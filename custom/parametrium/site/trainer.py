@@ -19,7 +19,7 @@ from parametrium.errors import Code, TrainingError
 from parametrium.evaluation.measure import measure_features, measure_reconstruction
 from parametrium.objectives.schedule import CropPlan
 from parametrium.privacy.policy import check_job, check_patients
-from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
+from parametrium.site.moments import Moments
 from parametrium.training.round import set_tensors, train_round
 from parametrium.training.step import new_state
 from parametrium.training.update import Update
@@ -53,28 +53,34 @@ class SiteTrainer:
         Raises:
             PolicyError: PM601.
             CohortError: PM201, PM202.
-            TrainingError: PM403 when the saved optimiser is damaged, PM404 when the device is not there.
+            TrainingError: PM404 when the device is not there.
         """
         check_job(self.job, self.site.policy)
         torch.set_num_threads(self.site.threads)
         cohort = read_cohort(Path(self.site.cohort), self.job.modalities)
         prepared = prepare_cohort(cohort, self.job.preparation, Path(self.site.cache), jobs=self.site.prepare_jobs)
         self.training, self.held_out = split(prepared.patients, self.job)
-        check_patients(len(self.training), self.site.policy)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_problems(self.folder / "problems.csv", prepared.problems)
+        check_patients(len(self.training), self.site.policy)
         self.state = new_state(self.job, training_device(self.site.device))
-        self._load_optimiser()
+        self.moments = Moments(self.folder / "optimiser", self.run, self.state)
         plan = CropPlan(self.job, self.state.model)
         self.loader = CropLoader(self.training, self.job, self.site.site, plan, self.site.workers)
         self.writer = SummaryWriter(str(self.folder / "tensorboard"))
         return self._facts(prepared.problems)
 
     def train(self, number: int, tensors: Mapping[str, Tensor]) -> Update:
-        """Trains one round from the given global weights."""
+        """Trains one round from the given global weights; the same again when the server asks for it again.
+
+        Raises:
+            TrainingError: PM302, PM401 or PM402 as in ``train_round`` and ``set_tensors``; PM403 when the moments that
+                an earlier process saved are damaged.
+        """
         set_tensors(self.state, tensors)
+        self.moments.begin(number)
         update = train_round(self.state, self.loader, self.job, self.site.site, number)
-        self._save_optimiser(number)
+        self.moments.end(number)
         self._log(update.scalars, number)
         return update
 
@@ -87,6 +93,10 @@ class SiteTrainer:
         scalars = measure_reconstruction(self.state.model, self.training, self.held_out, self.job, site)
         if final:
             scalars |= measure_features(self.state.model, self.training, self.held_out, self.job, site)
+            if self.job.evaluation.pictures:
+                from parametrium.report.pictures import draw_pictures  # matplotlib: slow to load, needed once
+
+                draw_pictures(self.state.model, self.held_out, self.job, site, self.folder / "pictures")
         self._log(scalars, number)
         return scalars
 
@@ -108,27 +118,6 @@ class SiteTrainer:
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, number)
         self.writer.flush()
-
-    def _save_optimiser(self, number: int) -> None:
-        tensors = {}
-        for name, parameter in self.state.model.named_parameters():
-            for key, value in self.state.optimiser.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value
-        save_checkpoint(self.folder / "optimiser", tensors, {"run": self.run, "round": number})
-
-    def _load_optimiser(self) -> None:
-        """Continues with the moments of an earlier process of this run, so that a restart changes nothing."""
-        if not (self.folder / "optimiser").exists():
-            return
-        tensors, meta = load_checkpoint(self.folder / "optimiser")
-        if meta["run"] != self.run:
-            return
-        named = dict(self.state.model.named_parameters())
-        for key, value in tensors.items():
-            slot, name = key.split("/", 1)
-            if name in named:
-                device = named[name].device
-                self.state.optimiser.state[named[name]][slot] = value.to(device)
 
 
 def split(patients: tuple[PreparedPatient, ...], job: JobConfig) -> tuple[list[PreparedPatient], list[PreparedPatient]]:

@@ -32,13 +32,14 @@ def learning_rate(step: int, total_steps: int, config: OptimiserConfig) -> float
     """Linear warm-up, then cosine to the final fraction.
 
     Args:
-        step: global step, 0 .. total_steps - 1; the same at every site, whatever its data.
+        step: global step, 0 .. total_steps - 1; the same at every site, whatever its data. Beyond the run's end the
+            rate stays at the final fraction.
         total_steps: steps of the whole run.
         config: peak, warm-up and final fraction.
     """
     warmup = config.warmup_fraction * total_steps
     if step < warmup:
         return config.learning_rate * (step + 1) / math.ceil(warmup)
-    progress = (step - warmup) / max(total_steps - warmup, 1)
+    progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
     cosine = (1 + math.cos(math.pi * progress)) / 2
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)

@@ -30,7 +30,14 @@ from torch.utils.tensorboard import SummaryWriter
 from parametrium.config import JobConfig, parse_job
 from parametrium.errors import Code, FederationError, ParametriumError, public_text
 from parametrium.model.modality import Owner
-from parametrium.training.checkpoint import TENSORS, file_digest, flush, load_checkpoint, save_checkpoint
+from parametrium.training.checkpoint import (
+    TENSORS,
+    file_digest,
+    find_checkpoint,
+    flush,
+    load_checkpoint,
+    save_checkpoint,
+)
 from parametrium.training.update import Update
 
 Status = Literal["accepted", "rejected", "missing"]
@@ -144,15 +151,16 @@ class RunFolder:
         """Writes the manifest: the run is complete, or why it is not."""
         for writer in self._writers.values():
             writer.close()
-        final = self.path / "checkpoints" / f"round_{rounds_done:04d}"
+        name = f"round_{rounds_done:04d}"
+        final = find_checkpoint(self.path / "checkpoints" / name)
         manifest: dict[str, Any] = {
             "run": self.job.name,
             "status": "failed" if error else "complete",
             "rounds_done": rounds_done,
             "rounds_planned": self.job.rounds,
             "sites": sorted(sites),
-            "checkpoint": final.name if final.exists() else None,
-            "sha256": file_digest(final / TENSORS) if final.exists() else None,
+            "checkpoint": name if final else None,
+            "sha256": file_digest(final / TENSORS) if final else None,
             "error": public_text(error) if error else None,
         }
         _write(self.path / "manifest.json", json.dumps(manifest, indent=1))
@@ -236,7 +244,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def _model_faults(path: Path, manifest: Mapping[str, Any]) -> list[str]:
     try:
         tensors = final_model(path)
-        if file_digest(path / "checkpoints" / manifest["checkpoint"] / TENSORS) != manifest["sha256"]:
+        found = find_checkpoint(path / "checkpoints" / manifest["checkpoint"])
+        if found is None or file_digest(found / TENSORS) != manifest["sha256"]:
             return ["the final model does not match the manifest's checksum"]
     except ParametriumError as error:
         return [str(error)]

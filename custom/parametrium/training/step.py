@@ -107,10 +107,14 @@ def train_step(state: TrainState, batches: Batches, job: JobConfig, site: str) -
 
 
 def step_generator(seed: int, site: str, step: int, purpose: str) -> torch.Generator:
-    """CPU generator that is a function of its arguments alone; also seeds drop-path, which has no generator."""
-    mixed = stable_number(f"{seed}/{site}/{step}/{purpose}")
-    torch.manual_seed(mixed)
-    return torch.Generator().manual_seed(mixed)
+    """CPU generator that is a function of its arguments alone.
+
+    Also seeds the global generator, since drop-path has none of its own; with another number, since otherwise the
+    blocks that are dropped would follow the draw of the mask.
+    """
+    drawn_for = f"{seed}/{site}/{step}/{purpose}"
+    torch.manual_seed(stable_number(f"{drawn_for}/global"))
+    return torch.Generator().manual_seed(stable_number(drawn_for))
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from parametrium.errors import Code, FederationError
+
+MAXIMUM_SAMPLES = 2**53
+"""float64, in which updates are weighed, counts exactly up to here; a larger number would stop the server."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,15 @@ def check_update(
     def refuse(reason: str) -> FederationError:
         return FederationError(Code.UPDATE_REJECTED, f"{update.site}: {reason}")
 
+    counts = [update.round, update.samples, *update.contributions.values(), *update.steps.values()]
+    if not all(type(count) is int for count in counts):  # nor bool, which Python takes for an int
+        raise refuse("round, samples, contributions and steps must be integers")
     if update.round != round_number:
         raise refuse(f"the update is for round {update.round}, round {round_number} is open")
     if not update.tensors or update.samples <= 0:
         raise refuse("the update is empty")
+    if update.samples > MAXIMUM_SAMPLES:
+        raise refuse(f"it counts more than {MAXIMUM_SAMPLES} samples")
     unknown = len(update.tensors.keys() - model.keys())
     if unknown:
         raise refuse(f"{unknown} tensors are not in the model")
@@ -67,6 +76,13 @@ def check_update(
         missing = len(update.contributions.keys() - update.tensors.keys())
         uncounted = len(update.tensors.keys() - update.contributions.keys())
         raise refuse(f"{missing} declared tensors are missing, {uncounted} tensors have no contribution")
+    if update.tensors.keys() != update.steps.keys():
+        missing = len(update.steps.keys() - update.tensors.keys())
+        uncounted = len(update.tensors.keys() - update.steps.keys())
+        raise refuse(f"{missing} tensors with steps are missing, {uncounted} tensors have no steps")
+    broken = sum(not _is_finite_number(value) for value in update.scalars.values())
+    if broken:
+        raise refuse(f"{broken} scalars are not finite numbers")
     for name, tensor in sorted(update.tensors.items()):
         if tensor.shape != model[name].shape:
             raise refuse(f"{name} must be {list(model[name].shape)}, got {list(tensor.shape)}")
@@ -78,6 +94,15 @@ def check_update(
             raise refuse(f"{name} has contribution {update.contributions[name]}, at least 1 is needed")
         if update.contributions[name] > update.samples:
             raise refuse(f"{name} counts {update.contributions[name]} samples of {update.samples}")
+        if update.steps[name] <= 0:
+            raise refuse(f"{name} has {update.steps[name]} steps, at least 1 is needed")
     norm = update.norm
     if max_norm is not None and norm > max_norm:
         raise refuse(f"its norm {norm:.4g} is above the limit {max_norm:.4g}")
+
+
+def _is_finite_number(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(cast(float, value))
+    except OverflowError:  # an int beyond every float
+        return False

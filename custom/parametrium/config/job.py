@@ -1,45 +1,16 @@
-"""The two kinds of settings: a job says what is learned, a site config where data and GPUs are and what is permitted.
+"""What a job may say: the same for every site, and without any path."""
 
-Both are frozen and strict. An unknown key is refused with its nearest match; every message has the key's full name,
-what is allowed and what came. A job holds no path (it travels to every site); a site config never travels.
-"""
+from typing import Annotated, Literal, Self
 
-import difflib
-import json
-import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from pydantic import Field, field_validator, model_validator
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from parametrium.errors import Code, ConfigError
+from parametrium.config.values import Count, Extent, Fraction, Modality, Name, Positive, Strict, VariableName
 
 VOCABULARY = ("CT", "CBCT", "PET", "T1", "T1c", "T2", "FLAIR", "DWI", "ADC", "DCE")
 """Modalities whose intensity rule is built in; a job may declare further ones together with their rule."""
 
-_NAME = r"^[a-z0-9][a-z0-9_-]{0,39}$"
-_MODALITY = r"^[A-Za-z][A-Za-z0-9]{0,15}$"
-_VARIABLE = r"^[a-z][a-z0-9_]{0,39}$"
-_LOOKS_LIKE_PATH = re.compile(r"[/\\~]|^\.|\.(nii|gz|csv|ya?ml|dcm|pt)$")
 
-Name = Annotated[str, Field(pattern=_NAME)]
-Modality = Annotated[str, Field(pattern=_MODALITY)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Extent = tuple[Count, Count, Count]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-# ---------------------------------------------------------------------------------------------------------- job
-
-
-class WindowRule(_Strict):
+class WindowRule(Strict):
     """Clip to [lower, upper], then (value - centre) / scale. For calibrated units: HU."""
 
     kind: Literal["window"] = "window"
@@ -53,7 +24,7 @@ class WindowRule(_Strict):
     """Divided by after centring."""
 
 
-class LogRule(_Strict):
+class LogRule(Strict):
     """Clip to [0, upper], then (log(1 + value) - centre) / scale. For uptake: SUV body weight."""
 
     kind: Literal["log"] = "log"
@@ -65,7 +36,7 @@ class LogRule(_Strict):
     """Divided by after centring."""
 
 
-class ForegroundRule(_Strict):
+class ForegroundRule(Strict):
     """Clip to foreground percentiles, then z-score in the foreground, then clip to +-limit. For MR and CBCT."""
 
     kind: Literal["foreground"] = "foreground"
@@ -78,7 +49,7 @@ class ForegroundRule(_Strict):
 IntensityRule = Annotated[WindowRule | LogRule | ForegroundRule, Field(discriminator="kind")]
 
 
-class PreparationConfig(_Strict):
+class PreparationConfig(Strict):
     """How a volume becomes an array in the cache. Any change here makes a new cache."""
 
     spacing_mm: tuple[Positive, Positive, Positive] = (3.0, 3.0, 3.0)
@@ -87,7 +58,7 @@ class PreparationConfig(_Strict):
     """Intensity rule for modalities outside the vocabulary, or instead of the built-in rule."""
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """The encoder: a preset, and what differs from it."""
 
     preset: Literal["tiny", "small", "base"] = "tiny"
@@ -106,9 +77,11 @@ class ModelConfig(_Strict):
     """Blocks of the reconstruction decoders; None keeps the preset's."""
 
 
-class _Objective(_Strict):
+class _Objective(Strict):
     weight: Positive = 1.0
     """Factor of this objective's loss."""
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run's steps after which this objective begins; at least one objective begins at 0."""
 
 
 class MaskedReconstructionConfig(_Objective):
@@ -137,6 +110,10 @@ class SoftContrastiveConfig(_Objective):
     kind: Literal["soft_contrastive"] = "soft_contrastive"
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the patches that the encoder does not see."""
+    patients: Count | None = None
+    """Patients in a mini-batch, each a negative of all others; None takes batch.patients."""
+    crops: Count = 4
+    """Crops of a volume that make one view of the patient: one crop tells more of the place than of the patient."""
     softness: Fraction = 0.2
     """alpha: share of the target that goes to clinically similar patients; 0 is InfoNCE."""
     similarity_temperature: Positive = 0.1
@@ -151,8 +128,8 @@ ObjectiveConfig = Annotated[
 ObjectiveKind = Literal["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive"]
 
 
-class _Variable(_Strict):
-    name: Annotated[str, Field(pattern=_VARIABLE)]
+class _Variable(Strict):
+    name: VariableName
     """Column of clinical.csv."""
     weight: Positive = 1.0
     """Weight in the Gower similarity."""
@@ -193,7 +170,7 @@ class NominalVariable(_Variable):
 ClinicalVariable = Annotated[ContinuousVariable | OrdinalVariable | NominalVariable, Field(discriminator="kind")]
 
 
-class BatchConfig(_Strict):
+class BatchConfig(Strict):
     """What one mini-batch holds."""
 
     patients: Count = 8
@@ -206,7 +183,7 @@ class BatchConfig(_Strict):
     """Intensities of a training crop are scaled and shifted by up to this, at random."""
 
 
-class OptimiserConfig(_Strict):
+class OptimiserConfig(Strict):
     """AdamW and its schedule (METHODS 8.4): warm-up, then cosine, a pure function of the global step."""
 
     learning_rate: Positive = 1e-3
@@ -223,7 +200,7 @@ class OptimiserConfig(_Strict):
     """Gradient norm is clipped to this."""
 
 
-class AggregationConfig(_Strict):
+class AggregationConfig(Strict):
     """How the server joins the sites' updates (METHODS 5.2)."""
 
     rule: Literal["per_tensor", "whole_model"] = "per_tensor"
@@ -234,7 +211,7 @@ class AggregationConfig(_Strict):
     """An update whose L2 norm is larger is rejected; None accepts any finite norm."""
 
 
-class EvaluationConfig(_Strict):
+class EvaluationConfig(Strict):
     """What sites measure on held-out patients, under the global model."""
 
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
@@ -247,13 +224,13 @@ class EvaluationConfig(_Strict):
     """At most so many held-out patients are measured, and as many training patients set the scale of features."""
     retrieval: bool = True
     """Cross-modal retrieval of the same patient, with its controls."""
-    probe: Annotated[str, Field(pattern=_VARIABLE)] | None = None
+    probe: VariableName | None = None
     """Clinical variable that a linear probe on frozen features predicts; None runs no probe."""
     pictures: bool = True
     """Sites draw pictures into their own folder; they never travel."""
 
 
-class JobConfig(_Strict):
+class JobConfig(Strict):
     """What is learned: the same for every site, and without any path."""
 
     name: Name
@@ -307,6 +284,8 @@ class JobConfig(_Strict):
         kinds = [objective.kind for objective in self.objectives]
         if len(set(kinds)) != len(kinds):
             raise ValueError("objectives: each kind may be listed once")
+        if all(objective.start > 0 for objective in self.objectives):
+            raise ValueError("objectives: at least one must have start 0")
         names = [variable.name for variable in self.clinical]
         if len(set(names)) != len(names):
             raise ValueError("clinical: each name may be listed once")
@@ -318,174 +297,3 @@ class JobConfig(_Strict):
     def total_steps(self) -> int:
         """Optimiser steps of one site in the whole run."""
         return self.rounds * self.local_steps
-
-
-# ---------------------------------------------------------------------------------------------------------- site
-
-
-class PolicyConfig(_Strict):
-    """What the hospital permits. A job asks, this decides, the stricter wins."""
-
-    minimum_patients: Count = 5
-    """With fewer usable patients this site does not train: an update would describe individuals."""
-    minimum_local_steps: Count = 4
-    """A job with fewer local steps is refused: single-step updates can be inverted (METHODS 10)."""
-    maximum_rounds: Count = 1000
-    """A job with more rounds is refused."""
-    objectives: tuple[ObjectiveKind, ...] = ("masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive")
-    """Objectives that may run on this site's scans."""
-
-
-class SiteConfig(_Strict):
-    """What one hospital decides. Never leaves the site."""
-
-    site: Name
-    """The site's name in the federation (its FLARE client name)."""
-    cohort: str
-    """Folder with cohort.csv; relative to this file."""
-    cache: str
-    """Folder for prepared volumes; relative to this file."""
-    state: str
-    """Folder for the trainer's own state (optimiser, logs, pictures), kept between jobs; relative to this file."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    """auto takes the GPU where there is one."""
-    threads: Count = 1
-    """CPU threads of the trainer."""
-    workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Loader processes; 0 loads in the trainer itself."""
-    prepare_jobs: Annotated[int, Field(ge=1, le=128)] = 1
-    """Processes that build the cache."""
-    policy: PolicyConfig = PolicyConfig()
-
-
-# ---------------------------------------------------------------------------------------------------------- reading
-
-_Config = TypeVar("_Config", bound=_Strict)
-
-
-def load_job(path: Path) -> JobConfig:
-    """Reads a job YAML.
-
-    Raises:
-        ConfigError: PM101 unreadable, PM102 unknown key, PM103 invalid value, PM104 a path in the job.
-    """
-    return parse_job(_read_yaml(path))
-
-
-def parse_job(data: object) -> JobConfig:
-    """Validates plain data (from YAML or JSON) as a job; raises as ``load_job``."""
-    for key, value in _strings(data, "job"):
-        if _LOOKS_LIKE_PATH.search(value) and not key.endswith(".unit"):
-            raise ConfigError(
-                Code.CONFIG_PATH_IN_JOB,
-                f"{key} looks like a path; a job travels to every site and holds none. Put it into the site config.",
-                site_detail=repr(value),
-            )
-    return _parse(JobConfig, data, "job")
-
-
-def load_site(path: Path) -> SiteConfig:
-    """Reads a site YAML; its folders become absolute, relative ones counted from the file's own folder.
-
-    Raises:
-        ConfigError: PM101 unreadable, PM102 unknown key, PM103 invalid value.
-    """
-    site = _parse(SiteConfig, _read_yaml(path), "site")
-    here = path.resolve().parent
-    return site.model_copy(update={key: str(here / getattr(site, key)) for key in ("cohort", "cache", "state")})
-
-
-def job_schema() -> dict[str, Any]:
-    """JSON schema of a job file, for editors."""
-    return JobConfig.model_json_schema()
-
-
-def site_schema() -> dict[str, Any]:
-    """JSON schema of a site file, for editors."""
-    return SiteConfig.model_json_schema()
-
-
-def _read_yaml(path: Path) -> object:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            Code.CONFIG_UNREADABLE, "the config file cannot be read as YAML", site_detail=f"{path}: {error}"
-        ) from error
-
-
-def _parse(model: type[_Config], data: object, root: str) -> _Config:
-    # Through JSON: strict validation then takes YAML's lists as tuples, but never a string as a number.
-    try:
-        text = json.dumps(data)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(Code.CONFIG_INVALID_VALUE, f"{root}: only plain YAML values are allowed") from error
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        found = error.errors()
-        # A list whose only item failed is also reported as too short; that second report would mislead.
-        causes = [problem for problem in found if problem["type"] != "too_short" or len(found) == 1]
-        problems = [_describe(model, problem, root) for problem in causes]
-        unknown = any(problem["type"] == "extra_forbidden" for problem in causes)
-        code = Code.CONFIG_UNKNOWN_KEY if unknown else Code.CONFIG_INVALID_VALUE
-        raise ConfigError(code, "; ".join(problems)) from None
-
-
-def _describe(model: type[BaseModel], problem: Any, root: str) -> str:
-    """One sentence for one pydantic error: the key's full name, the allowed, the received."""
-    keys, owner = _resolve(model, problem["loc"])
-    name = ".".join([root, *keys])
-    if problem["type"] == "extra_forbidden":
-        fields = sorted(owner.model_fields)
-        near = difflib.get_close_matches(keys[-1], fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(fields)}"
-        return f"{name} is not a known key; {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    received = problem.get("input")
-    shown = f", got {received!r}" if isinstance(received, str | int | float | bool | None) else ""
-    if problem["type"] == "missing":
-        return f"{name} is missing"
-    return f"{name}: {message[0].lower()}{message[1:]}{shown}"
-
-
-def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
-    """Splits an error location into key names (without union tags) and the model that owns the last key."""
-    keys: list[str] = []
-    owner, here = model, model
-    annotation: Any = model
-    for part in loc:
-        choices = [m for m in _models(annotation) if "kind" in m.model_fields]
-        tagged = [m for m in choices if m.model_fields["kind"].default == part]
-        if tagged and len(choices) > 1:
-            annotation = here = tagged[0]
-            continue
-        keys.append(str(part))
-        candidates = _models(annotation)
-        owner = here if here in candidates else (candidates[0] if candidates else here)
-        if isinstance(part, str) and part in owner.model_fields:
-            annotation = owner.model_fields[part].annotation
-        here = (_models(annotation) or [here])[0]
-    return keys, owner
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """All config models inside a type annotation, in order."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, None) and not get_args(annotation):
-        return []
-    return [model for argument in get_args(annotation) for model in _models(argument)]
-
-
-def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """All strings in plain data, keys included, each with its full name."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield f"{key}.<key>", str(name)
-            yield from _strings(item, f"{key}.{name}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _strings(item, f"{key}.{index}")

@@ -1,0 +1,148 @@
+"""From YAML to a config: every refusal has the key's full name, what is allowed and what came."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from parametrium.config.job import JobConfig
+from parametrium.config.site import SiteConfig
+from parametrium.config.values import Strict
+from parametrium.errors import Code, ConfigError
+
+_LOOKS_LIKE_PATH = re.compile(r"[/\\~]|^\.|\.(nii|gz|csv|ya?ml|dcm|pt)$")
+
+_Config = TypeVar("_Config", bound=Strict)
+
+
+def load_job(path: Path) -> JobConfig:
+    """Reads a job YAML.
+
+    Raises:
+        ConfigError: PM101 unreadable, PM102 unknown key, PM103 invalid value, PM104 a path in the job.
+    """
+    return parse_job(_read_yaml(path))
+
+
+def parse_job(data: object) -> JobConfig:
+    """Validates plain data (from YAML or JSON) as a job; raises as ``load_job``."""
+    for key, value in _strings(data, "job"):
+        if _LOOKS_LIKE_PATH.search(value) and not key.endswith(".unit"):
+            raise ConfigError(
+                Code.CONFIG_PATH_IN_JOB,
+                f"{key} looks like a path; a job travels to every site and holds none. Put it into the site config.",
+                site_detail=repr(value),
+            )
+    return _parse(JobConfig, data, "job")
+
+
+def load_site(path: Path) -> SiteConfig:
+    """Reads a site YAML; its folders become absolute, relative ones counted from the file's own folder.
+
+    Raises:
+        ConfigError: PM101 unreadable, PM102 unknown key, PM103 invalid value.
+    """
+    site = _parse(SiteConfig, _read_yaml(path), "site")
+    here = path.resolve().parent
+    return site.model_copy(update={key: str(here / getattr(site, key)) for key in ("cohort", "cache", "state")})
+
+
+def job_schema() -> dict[str, Any]:
+    """JSON schema of a job file, for editors."""
+    return JobConfig.model_json_schema()
+
+
+def site_schema() -> dict[str, Any]:
+    """JSON schema of a site file, for editors."""
+    return SiteConfig.model_json_schema()
+
+
+def _read_yaml(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            Code.CONFIG_UNREADABLE, "the config file cannot be read as YAML", site_detail=f"{path}: {error}"
+        ) from error
+
+
+def _parse(model: type[_Config], data: object, root: str) -> _Config:
+    # Through JSON: strict validation then takes YAML's lists as tuples, but never a string as a number.
+    try:
+        text = json.dumps(data)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(Code.CONFIG_INVALID_VALUE, f"{root}: only plain YAML values are allowed") from error
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        found = error.errors()
+        # A list whose only item failed is also reported as too short; that second report would mislead.
+        causes = [problem for problem in found if problem["type"] != "too_short" or len(found) == 1]
+        problems = [_describe(model, problem, root) for problem in causes]
+        unknown = any(problem["type"] == "extra_forbidden" for problem in causes)
+        code = Code.CONFIG_UNKNOWN_KEY if unknown else Code.CONFIG_INVALID_VALUE
+        raise ConfigError(code, "; ".join(problems)) from None
+
+
+def _describe(model: type[BaseModel], problem: Any, root: str) -> str:
+    """One sentence for one pydantic error: the key's full name, the allowed, the received."""
+    keys, owner = _resolve(model, problem["loc"])
+    name = ".".join([root, *keys])
+    if problem["type"] == "extra_forbidden":
+        fields = sorted(owner.model_fields)
+        near = difflib.get_close_matches(keys[-1], fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(fields)}"
+        return f"{name} is not a known key; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    received = problem.get("input")
+    shown = f", got {received!r}" if isinstance(received, str | int | float | bool | None) else ""
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    return f"{name}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
+    """Splits an error location into key names (without union tags) and the model that owns the last key."""
+    keys: list[str] = []
+    owner, here = model, model
+    annotation: Any = model
+    for part in loc:
+        choices = [m for m in _models(annotation) if "kind" in m.model_fields]
+        tagged = [m for m in choices if m.model_fields["kind"].default == part]
+        if tagged and len(choices) > 1:
+            annotation = here = tagged[0]
+            continue
+        keys.append(str(part))
+        candidates = _models(annotation)
+        owner = here if here in candidates else (candidates[0] if candidates else here)
+        if isinstance(part, str) and part in owner.model_fields:
+            annotation = owner.model_fields[part].annotation
+        here = (_models(annotation) or [here])[0]
+    return keys, owner
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """All config models inside a type annotation, in order."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, None) and not get_args(annotation):
+        return []
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All strings in plain data, keys included, each with its full name."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield f"{key}.<key>", str(name)
+            yield from _strings(item, f"{key}.{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _strings(item, f"{key}.{index}")

@@ -1,0 +1,295 @@
+"""What a site sees of its own model: reconstructions, attention and a map of features, of held-out patients.
+
+The pictures go into the site's own folder and never travel. Patients are numbered in the order in which the site's
+held-out patients stand; no picture holds a name. Crops, masks and colours are functions of the job's seed, and the
+global random state is left as it was.
+
+D H W voxels of a crop, L patches, K visible, Q masked, V voxels of a patch.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from parametrium.config import JobConfig
+from parametrium.data.batch import Batch
+from parametrium.data.cache import PreparedPatient, PreparedVolume
+from parametrium.data.crops import Corner, Crop
+from parametrium.data.loader import read_batch
+from parametrium.errors import public_text
+from parametrium.evaluation.features import encoder_features, patient_features
+from parametrium.model.masking import random_mask
+from parametrium.model.patch_embed import gather, patchify, unpatchify
+from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction, crop_positions
+from parametrium.objectives.registry import PretrainingModel
+from parametrium.objectives.target import Target
+from parametrium.report.embedding import draw_map, save_points
+from parametrium.report.planes import Image, Item, Panel, draw_items
+
+log = logging.getLogger(__name__)
+
+SHOWN = 2
+"""Patients of each modality that are shown."""
+
+PAIRS = 6
+"""Ordered pairs of modalities that are shown."""
+
+MAPPED = 32
+"""Patients on the map of features."""
+
+ABOUT = {
+    "masked_reconstruction": (
+        "Masked reconstruction",
+        "Middle planes of a crop in the middle of the body; R, A and S mark the patient's right, anterior and "
+        "superior. The encoder sees the patches that are not grey; the reconstruction shows those and the predicted "
+        "others.",
+    ),
+    "cross_modal_reconstruction": (
+        "Cross-modal reconstruction",
+        "The grey patches are hidden and filled with those of the other, registered modality; the model gives back the "
+        "first modality there.",
+    ),
+    "class_attention": (
+        "Attention of the class token",
+        "Planes through its highest point; last block, mean over the heads, interpolated from patches to voxels. "
+        "Coloured is what gets more than even attention (1). No objective reads the class token itself: this shows "
+        "what it gathers, not what a decision would rest on.",
+    ),
+    "embeddings": (
+        "Map of features",
+        "Two principal components of the pooled features of held-out patients, each modality centred by itself. A line "
+        "joins the modalities of one patient.",
+    ),
+}
+"""Title and caption of each picture, by file name."""
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What is drawn: the model in evaluation mode, the job, the site's name and its held-out patients."""
+
+    model: PretrainingModel
+    job: JobConfig
+    site: str
+    patients: Sequence[PreparedPatient]
+
+    @property
+    def patch(self) -> int:
+        return self.model.encoder.shape.patch
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        d, h, w = self.job.crop
+        return (d // self.patch, h // self.patch, w // self.patch)
+
+    def batch(self, volumes: Sequence[PreparedVolume], corner: Corner) -> Batch:
+        """One crop of each volume at one place, on the model's device."""
+        nothing = np.zeros((1, len(self.job.clinical)), dtype=np.float32)
+        crops = [Crop(volume, 0, 0, corner) for volume in volumes]
+        return read_batch(crops, self.job, (nothing, nothing > 0)).to(next(self.model.parameters()).device)
+
+    def mask(self, ratio: float) -> tuple[Tensor, Tensor]:
+        """Visible [1, K] and masked [1, Q], the same for every picture."""
+        generator = torch.Generator().manual_seed(self.job.seed)
+        device = next(self.model.parameters()).device
+        visible, masked = random_mask(1, int(np.prod(self.grid)), ratio, generator)
+        return visible.to(device), masked.to(device)
+
+    def examples(self) -> list[tuple[int, PreparedVolume]]:
+        """Of each modality the first volumes of the first patients that have it, with the patient's index."""
+        found = []
+        for modality in self.job.modalities:
+            own = [(p, v) for p, patient in enumerate(self.patients) if (v := _first(patient, modality))]
+            found += own[:SHOWN]
+        return found
+
+
+def draw_pictures(
+    model: PretrainingModel, held_out: Sequence[PreparedPatient], job: JobConfig, site: str, folder: Path
+) -> list[str]:
+    """Draws every picture for which the site has something to show.
+
+    A picture that fails is logged by its public reason and left out: a run does not fail for a picture.
+
+    Args:
+        model: the model; its mode is restored.
+        held_out: patients that were never trained on; at most ``job.evaluation.patients`` are looked at.
+        job: crop, modalities, objectives, seed.
+        site: name of the site.
+        folder: where to; made, readable by its owner alone.
+
+    Returns:
+        Names of the pictures that were drawn.
+    """
+    draw: dict[str, Callable[[_Scene, Path], bool]] = {
+        "masked_reconstruction": _masked_reconstruction,
+        "cross_modal_reconstruction": _cross_modal_reconstruction,
+        "class_attention": _class_attention,
+        "embeddings": _embeddings,
+    }
+    scene = _Scene(model, job, site, held_out[: job.evaluation.patients])
+    drawn = []
+    training = model.training
+    model.eval()
+    try:
+        for name, function in draw.items():
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with torch.no_grad():
+                    if function(scene, folder / f"{name}.png"):
+                        drawn.append(name)
+            except Exception as error:
+                log.warning("the picture %s was not drawn: %s", name, public_text(error))
+    finally:
+        model.train(training)
+    return drawn
+
+
+def central_corner(volume: PreparedVolume, extent: Corner) -> Corner:
+    """First voxel of the crop around the middle of the body, moved into the volume where that is larger."""
+    corner = []
+    for axis, centre in enumerate(volume.foreground().mean(0)):
+        first, last = volume.offset[axis], volume.offset[axis] + volume.shape[axis] - extent[axis]
+        wanted = round(float(centre)) - extent[axis] // 2
+        corner.append(min(max(wanted, first), last) if last >= first else (first + last) // 2)
+    return (corner[0], corner[1], corner[2])
+
+
+def restored(predicted: Tensor, true: Tensor, target: Target) -> Tensor:
+    """[B, Q, V] predictions on the scale of the intensities.
+
+    Standardised patches get back the mean and the deviation of the true patch, without which they cannot be shown.
+    """
+    if target == "raw":
+        return predicted
+    deviation = true.std(-1, keepdim=True, unbiased=False).clamp(min=0.1)
+    return predicted * deviation + true.mean(-1, keepdim=True)
+
+
+def _masked_reconstruction(scene: _Scene, path: Path) -> bool:
+    if "masked_reconstruction" not in scene.model.objectives:
+        return False
+    objective = scene.model.objective("masked_reconstruction")
+    assert isinstance(objective, MaskedReconstruction)  # noqa: S101 - for mypy; the registry pairs kind and class
+    items = []
+    for patient, volume in scene.examples():
+        batch = scene.batch([volume], central_corner(volume, scene.job.crop))
+        visible, masked = scene.mask(objective.mask_ratio)
+        predicted, _ = objective.predict(scene.model.encoder, batch.images, batch.modality, visible, masked)
+        panels = _reconstruction_panels(scene, batch, masked, predicted, objective.target, volume.modality)
+        items.append(Item(f"{volume.modality}, patient {patient + 1}", panels))
+    return _draw(path, items, scene, SHOWN)
+
+
+def _cross_modal_reconstruction(scene: _Scene, path: Path) -> bool:
+    if "cross_modal_reconstruction" not in scene.model.objectives:
+        return False
+    objective = scene.model.objective("cross_modal_reconstruction")
+    assert isinstance(objective, CrossModalReconstruction)  # noqa: S101 - for mypy; the registry pairs kind and class
+    items = []
+    for patient, volume, other in _registered_pairs(scene)[:PAIRS]:
+        batch = scene.batch([volume, other], central_corner(volume, scene.job.crop))
+        visible, masked = scene.mask(objective.mask_ratio)
+        images, modality = batch.images, batch.modality
+        predicted, _ = objective.predict(
+            scene.model.encoder, images[:1], modality[:1], images[1:], modality[1:], visible, masked
+        )
+        panels = _reconstruction_panels(scene, batch, masked, predicted, objective.target, volume.modality)
+        fill = Panel(f"{other.modality} (fills)", _array(images[1]), _window(batch, 1))
+        title = f"{volume.modality} from {other.modality}, patient {patient + 1}"
+        items.append(Item(title, (*panels[:2], fill, *panels[2:])))
+    return _draw(path, items, scene, 2)
+
+
+def _class_attention(scene: _Scene, path: Path) -> bool:
+    encoder, items = scene.model.encoder, []
+    for patient, volume in scene.examples():
+        batch = scene.batch([volume], central_corner(volume, scene.job.crop))
+        positions = crop_positions(batch.images, scene.patch, scene.job.preparation.spacing_mm)
+        tokens = encoder.embed(patchify(batch.images, scene.patch), batch.modality, positions)
+        attention = encoder.class_attention(tokens) * tokens.shape[1]  # 1: as much as every other patch
+        coarse = attention.float().reshape(1, 1, *scene.grid)
+        heat = _array(F.interpolate(coarse, size=scene.job.crop, mode="trilinear", align_corners=False)[0, 0])
+        image, window = _array(batch.images[0]), _window(batch, 0)
+        title = f"attention, 1 to {float(attention.max()):.1f}"
+        panels = (Panel("crop", image, window), Panel(title, image, window, overlay=np.maximum(heat - 1, 0)))
+        d, h, w = np.unravel_index(int(heat.argmax()), heat.shape)
+        items.append(Item(f"{volume.modality}, patient {patient + 1}", panels, (int(d), int(h), int(w))))
+    return _draw(path, items, scene, 2 * SHOWN)
+
+
+def _embeddings(scene: _Scene, path: Path) -> bool:
+    extractor = {"model": encoder_features(scene.model, scene.job)}
+    features = patient_features(scene.patients[:MAPPED], extractor, scene.job, scene.site, "map")["model"]
+    if not features:
+        return False
+    points = save_points(path.with_suffix(".json"), features, scene.site)
+    if len(points) < 2:
+        return False
+    draw_map(path, points, ("patient",))
+    return True
+
+
+def _reconstruction_panels(
+    scene: _Scene, batch: Batch, masked: Tensor, predicted: Tensor, target: Target, modality: str
+) -> tuple[Panel, ...]:
+    """The first crop of a batch: as it is, as the encoder saw it, as it came back, and the error."""
+    patches = patchify(batch.images[:1], scene.patch)
+    index = masked[..., None].expand(-1, -1, patches.shape[-1])
+    back = patches.scatter(1, index, restored(predicted.float(), gather(patches, masked), target))
+    seen = patches.scatter(1, index, torch.full_like(back, torch.nan))
+    true, hidden, made = (_array(unpatchify(p, scene.grid, scene.patch)[0]) for p in (patches, seen, back))
+    low, high = _window(batch, 0)
+    error_limit = (high - low) / 2
+    return (
+        Panel(modality, true, (low, high)),
+        Panel("seen by the encoder", hidden, (low, high)),
+        Panel("reconstruction", made, (low, high)),
+        Panel(f"error, 0 to {error_limit:.1f}", np.abs(made - true), (0.0, error_limit), "magma"),
+    )
+
+
+def _registered_pairs(scene: _Scene) -> list[tuple[int, PreparedVolume, PreparedVolume]]:
+    """For every ordered pair of modalities, the first patient that has both in one frame."""
+    found = []
+    for first, second in permutations(scene.job.modalities, 2):
+        pairs = (
+            (p, a, b)
+            for p, patient in enumerate(scene.patients)
+            for a in patient.volumes
+            for b in patient.volumes
+            if (a.modality, b.modality) == (first, second) and a.frame == b.frame
+        )
+        found += [pair for pair in [next(pairs, None)] if pair is not None]
+    return found
+
+
+def _first(patient: PreparedPatient, modality: str) -> PreparedVolume | None:
+    return next((volume for volume in patient.volumes if volume.modality == modality), None)
+
+
+def _window(batch: Batch, row: int) -> tuple[float, float]:
+    """Intensities from the darkest to the brightest hundredth of the body, so that few bright voxels do not decide."""
+    inside = batch.images[row][batch.body[row]]
+    values = _array(inside if len(inside) else batch.images[row].flatten())
+    low, high = (float(x) for x in np.percentile(values, (1, 99)))
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _draw(path: Path, items: Sequence[Item], scene: _Scene, beside: int) -> bool:
+    if not items:
+        return False
+    draw_items(path, items, scene.job.preparation.spacing_mm, beside)
+    return True
+
+
+def _array(values: Tensor) -> Image:
+    array: Image = values.detach().float().cpu().numpy()
+    return array

@@ -39,4 +39,4 @@ bench: install
 	$(BIN)/python benchmarks/training_step.py
 
 clean:
-	rm -rf .venv demo poc/workspace
+	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,6 +23,9 @@ class MemoryVolume(PreparedVolume):
 
     def read(self, low: Triple, shape: Triple) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Voxel by voxel along each axis: its own value where the array has it, nothing where it has not."""
+        return self._box(low, shape)
+
+    def _box(self, low: Triple, shape: Triple) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         axes = [np.arange(a, a + n) - o for a, n, o in zip(low, shape, self.offset, strict=True)]
         near = np.ix_(*[axis.clip(0, n - 1) for axis, n in zip(axes, self.shape, strict=True)])
         i, j, k = ((axis >= 0) & (axis < n) for axis, n in zip(axes, self.shape, strict=True))
@@ -35,7 +38,7 @@ class MemoryVolume(PreparedVolume):
 
     def body_shares(self, corners: NDArray[np.int64], extent: Triple) -> NDArray[np.float64]:
         """Counted voxel by voxel."""
-        return np.array([self.read(tuple(corner), extent)[1].mean() for corner in corners])
+        return np.array([self._box(tuple(corner), extent)[1].mean() for corner in corners])
 
 
 def memory_volume(

@@ -18,7 +18,7 @@ from cohort_files import ct, grid_affine, row, save, small_cohort, write_rows
 from parametrium.cohort.importers.folders import import_folders
 from parametrium.cohort.manifest import Cohort, Problem, Reason, read_cohort
 from parametrium.config import VOCABULARY, PreparationConfig, WindowRule
-from parametrium.data import prepare
+from parametrium.data import cache, prepare
 from parametrium.data.cache import OCCUPANCY, PreparedCohort, PreparedVolume, keep_unpacked
 from parametrium.data.prepare import prepare_cohort
 from parametrium.data.recipe import prepare_arrays
@@ -116,6 +116,28 @@ def test_volumes_kept_unpacked_are_read_alike(volume: PreparedVolume) -> None:
     assert keep_unpacked([volume], bytes_needed)
     for before, after in zip(packed, volume.read(volume.offset, (9, 8, 7)), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_the_last_call_says_what_is_kept_unpacked(tmp_path: Path) -> None:
+    """Several cohorts in one process share the limit: what an earlier one kept is let go, and read as before."""
+    first, second, third = (patient.volumes[0] for patient in _prepared(small_cohort(tmp_path)).patients)
+
+    def kept() -> set[Path]:
+        for volume in (first, second, third):
+            _whole(volume)
+        return {path.parent for path in cache._unpacked}
+
+    expected = _whole(first)[0]
+    assert keep_unpacked([first, second])
+    assert kept() == {first.folder, second.folder}
+    unpacked = cache._unpacked[second.folder / "image.b2nd"]
+    assert keep_unpacked([second, third, third])
+    assert set(cache._unpacked) == {second.folder / "image.b2nd", second.folder / "body.b2nd"}
+    assert cache._unpacked[second.folder / "image.b2nd"] is unpacked  # what stays wanted is not read again
+    assert kept() == {second.folder, third.folder}
+    assert not keep_unpacked([first], limit=1)
+    assert kept() == set()
+    np.testing.assert_array_equal(_whole(first)[0], expected)
 
 
 def test_volumes_of_one_frame_meet_by_integers(tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ def test_an_objective_begins_after_its_share_of_the_run(make_job: Callable[..., 
     assert sum(kinds.count(KINDS[2]) for kinds in seen[10:]) == (5 if schedule == "cyclic" else 10)
 
 
+def test_an_objective_may_have_several_turns_in_a_cycle(make_job: Callable[..., JobConfig]) -> None:
+    job = make_job(objectives=[{"kind": KINDS[0]}, {"kind": KINDS[2], "turns": 3}])
+    assert [kinds_at(step, job)[0] for step in range(8)] == [KINDS[0], KINDS[2], KINDS[2], KINDS[2]] * 2
+
+
 def test_a_run_cannot_begin_with_nothing(make_job: Callable[..., JobConfig]) -> None:
     with pytest.raises(ConfigError, match="at least one must have start 0"):
         make_job(objectives=[{"kind": KINDS[0], "start": 0.1}])

@@ -102,7 +102,7 @@ def test_the_winner_is_marked_and_the_answers_are_counted(tmp_path: Path, make_j
     page = Page(write_report(tmp_path / "run"))
     assert sum("best" in (cell.get("class") or "").split() for cell in page.named("td")) > 8
     assert "2 of 4reconstruction" in page.text
-    assert "2 of 4retrieval, R@1" in page.text
+    assert "2retrieval, R@1" in page.text
 
 
 def test_losses_have_a_chart_each_with_axes_legend_and_chance(tmp_path: Path, make_job: MakeJob) -> None:

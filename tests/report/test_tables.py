@@ -19,6 +19,7 @@ from parametrium.report.tables import (
     owners_table,
     probe_table,
     reconstruction_table,
+    retrieval_summary_table,
     retrieval_table,
     sites_table,
 )
@@ -66,6 +67,16 @@ def test_the_retrieval_table_is_by_ordered_pair(tmp_path: Path, make_job: MakeJo
     assert cell(table, 2, "model against best control") == "-0.2500"
 
 
+def test_the_retrieval_summary_is_the_mean_over_a_sites_pairs(tmp_path: Path, make_job: MakeJob) -> None:
+    write_run(tmp_path / "run", job(make_job))
+    pairs, summary = retrieval_table(tmp_path / "run"), retrieval_summary_table(tmp_path / "run")
+    assert [row[:3] for row in summary.rows] == [[site, "2", r] for site in ("alpha", "beta") for r in ("R@1", "R@5")]
+    by_loop = [
+        sum(float(cell(pairs, n, name)) for n in (0, 2)) / 2 for name in ("model", "untrained", "body mask", "voxels")
+    ]
+    assert [float(cell(summary, 0, name)) for name in ("model", "untrained", "body mask", "voxels")] == by_loop
+
+
 def test_the_probe_table(tmp_path: Path, make_job: MakeJob) -> None:
     write_run(tmp_path / "run", job(make_job))
     row = probe_table(tmp_path / "run").rows[0]
@@ -76,13 +87,12 @@ def test_the_probe_table(tmp_path: Path, make_job: MakeJob) -> None:
 def test_comparisons_tell_what_is_better_than_what(tmp_path: Path, make_job: MakeJob) -> None:
     write_run(tmp_path / "run", job(make_job))
     found = {(c.site, c.what, c.control): c for c in comparisons(tmp_path / "run")}
-    assert len(found) == 2 * (2 * 4 + 4 * 4 + 4)
+    assert len(found) == 2 * (2 * 4 + 2 * 4 + 4)
     good = found["alpha", "reconstruction CT", "neighbour_mean"]
     assert (good.model, good.value, good.better) == (0.5, 0.75, True)
     assert not found["alpha", "reconstruction T1", "neighbour_mean"].better
     assert found["beta", "reconstruction T1", "before"].better
-    assert found["alpha", "retrieval CT-T1 R@1", "body_mask"].better
-    assert not found["alpha", "retrieval T1-CT R@1", "untrained"].better
+    assert found["alpha", "retrieval 2 pairs R@1", "voxels"].better
     assert found["alpha", "probe age Spearman correlation", "chance"].better
 
 
@@ -98,7 +108,8 @@ def test_a_recall_that_chance_reaches_is_no_comparison(tmp_path: Path, make_job:
     run = write_run(tmp_path / "run", job(make_job))
     prefix = "evaluation/retrieval/CT-T1/r5/"
     run.add_evaluation(2, "alpha", {prefix + name: 1.0 for name in ("model", "chance")})
-    assert not any(c.site == "alpha" and c.what == "retrieval CT-T1 R@5" for c in comparisons(tmp_path / "run"))
+    pairs = {(c.site, c.what) for c in comparisons(tmp_path / "run") if c.what.endswith("R@5")}
+    assert pairs == {("alpha", "retrieval 1 pairs R@5"), ("beta", "retrieval 2 pairs R@5")}
     assert retrieval_table(tmp_path / "run").rows[1][-2:] == ["none: chance is 1", "-"]
 
 

@@ -162,13 +162,28 @@ def test_judge_sees_a_cut_file(tmp_path: Path, make_job: MakeJob, name: str) -> 
     assert not judge(tmp_path / "run")[0]
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"status": "complete"}'])
+WHOLE = {"status": "complete", "error": None, "rounds_done": 2, "checkpoint": "round_0002", "sha256": "0"}
+OTHER = [{"sha256": None}, {"checkpoint": 3}, {"checkpoint": ["x"]}, {"error": {"a": 1}}, {"rounds_done": "2"}]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "null", '{"status": "complete"}', *(json.dumps(WHOLE | change) for change in OTHER)]
+)
 def test_judge_refuses_a_manifest_of_something_else(tmp_path: Path, make_job: MakeJob, text: str) -> None:
     good_run(tmp_path / "run", make_job())
     (tmp_path / "run" / "manifest.json").write_text(text)
     good, reasons = judge(tmp_path / "run")
     assert not good
     assert reasons
+    assert all(isinstance(reason, str) for reason in reasons)
+
+
+def test_judge_misses_the_checksum(tmp_path: Path, make_job: MakeJob) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    del manifest["sha256"]
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    judged(run.path, "does not match the manifest's checksum")
 
 
 def test_judge_counts_missing_rounds(tmp_path: Path, make_job: MakeJob) -> None:
@@ -184,6 +199,40 @@ def test_judge_sees_a_round_done_twice(tmp_path: Path, make_job: MakeJob) -> Non
     run = good_run(tmp_path / "run", make_job())
     run.add_round(1, [ACCEPTED], {}, 0.1)
     judged(run.path, "3 of 2 rounds were done")
+
+
+DAMAGED = [
+    '{"seconds": 1.0, "sites": []}',
+    '{"round": "1", "sites": []}',
+    '{"round": true, "sites": []}',
+    '{"round": 1}',
+    '{"round": 1, "sites": null}',
+    '{"round": 1, "sites": [{"site": "alpha"}]}',
+    '{"round": 1, "sites": ["alpha"]}',
+    '{"round": 1, "sites": [{"sta',
+    "[]",
+    "null",
+    "",
+    "[" * 100_000,
+    "\x00\xff",
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=lambda line: line[:30])
+def test_judge_counts_damaged_lines(tmp_path: Path, make_job: MakeJob, line: str) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    first, _ = (run.path / "rounds.jsonl").read_text().splitlines()
+    (run.path / "rounds.jsonl").write_bytes(f"{first}\n{line}\n".encode("latin-1"))
+    judged(run.path, "1 lines of rounds.jsonl are damaged", "1 of 2 rounds were done")
+    run.finish_abandoned(["alpha", "beta"], FederationError(Code.FLARE_FAILED, "it was killed"))
+    judged(run.path, "PM505 it was killed", "1 lines of rounds.jsonl are damaged", "1 of 2 rounds were done")
+    assert json.loads((run.path / "manifest.json").read_text())["checkpoint"] == "round_0001"
+
+
+def test_judge_misses_the_job(tmp_path: Path, make_job: MakeJob) -> None:
+    run = good_run(tmp_path / "run", make_job())
+    (run.path / "job.yaml").unlink()
+    judged(run.path, "the run's job.yaml is missing or damaged")
 
 
 def test_judge_counts_the_sites_of_every_round(tmp_path: Path, make_job: MakeJob) -> None:
@@ -259,6 +308,10 @@ def test_judge_lists_every_reason(tmp_path: Path, make_job: MakeJob) -> None:
 
 
 def test_there_is_no_final_model_without_a_finished_run(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(FederationError, match="PM503 the folder holds no finished run"):
+        final_model(tmp_path)
+    (tmp_path / "manifest.json").unlink()
     with pytest.raises(FederationError, match="PM503 the folder holds no finished run") as caught:
         final_model(tmp_path)
     assert str(tmp_path) not in str(caught.value)

@@ -82,6 +82,8 @@ class _Objective(Strict):
     """Factor of this objective's loss."""
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the run's steps after which this objective begins; at least one objective begins at 0."""
+    turns: Count = 1
+    """cyclic schedule: mini-batches of this objective in each cycle."""
 
 
 class MaskedReconstructionConfig(_Objective):

@@ -35,7 +35,8 @@ UNPACKED_LIMIT = 256 * 2**20
 """Bytes of unpacked volumes that one process keeps."""
 
 _BYTES_PER_VOXEL = 3  # float16 and uint8
-_kept: set[Path] = set()
+_kept: frozenset[Path] = frozenset()
+_unpacked: dict[Path, NDArray[Any]] = {}
 _OPEN_ARRAYS = 256  # handles hold no file descriptor between reads, only a few kB each
 
 
@@ -184,7 +185,8 @@ def keep_unpacked(volumes: Iterable[PreparedVolume], limit: int = UNPACKED_LIMIT
     """Keeps volumes unpacked in this process's memory from their first read on, if all of them fit.
 
     Cropping is then a copy, several times faster. A larger cohort is read from its chunks as before: memory does not
-    grow with it.
+    grow with it. The last call is the one that counts: what only earlier calls named is let go, also when this call's
+    volumes do not fit, so that several cohorts in one process share the limit. Loader processes hold a copy each.
 
     Args:
         volumes: that will be read again and again.
@@ -193,21 +195,22 @@ def keep_unpacked(volumes: Iterable[PreparedVolume], limit: int = UNPACKED_LIMIT
     Returns:
         Whether they fit.
     """
-    chosen = tuple(volumes)
-    fits = sum(_BYTES_PER_VOXEL * math.prod(volume.shape) for volume in chosen) <= limit
-    if fits:
-        _kept.update(volume.folder for volume in chosen)
+    global _kept
+    voxels = {volume.folder: math.prod(volume.shape) for volume in volumes}
+    fits = _BYTES_PER_VOXEL * sum(voxels.values()) <= limit
+    _kept = frozenset(voxels) if fits else frozenset()
+    for path in [path for path in _unpacked if path.parent not in _kept]:
+        del _unpacked[path]
     return fits
 
 
 def _array(folder: Path, name: str) -> Any:
-    return _unpacked(folder / name) if folder in _kept else _open_array(folder / name)
-
-
-@lru_cache(None)
-def _unpacked(path: Path) -> NDArray[Any]:
-    whole: NDArray[Any] = _open_array(path)[:]
-    return whole
+    path = folder / name
+    if folder not in _kept:
+        return _open_array(path)
+    if path not in _unpacked:
+        _unpacked[path] = _open_array(path)[:]
+    return _unpacked[path]
 
 
 @lru_cache(_OPEN_ARRAYS)

@@ -15,7 +15,7 @@ from parametrium.data.cache import PreparedPatient, PreparedVolume
 
 Corner = tuple[int, int, int]
 
-INNER_DRAWS = 32
+INNER_DRAWS = 64
 """Places that are tried for a crop that shall lie inside the body."""
 
 

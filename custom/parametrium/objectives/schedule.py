@@ -8,7 +8,10 @@ from parametrium.objectives.registry import PretrainingModel
 def objectives_at(step: int, job: JobConfig) -> tuple[ObjectiveConfig, ...]:
     """cyclic: one objective a mini-batch, in turn (METHODS 0, S2); summed: all of them that have begun."""
     begun = tuple(objective for objective in job.objectives if step >= objective.start * job.total_steps)
-    return begun if job.schedule == "summed" else (begun[step % len(begun)],)
+    if job.schedule == "summed":
+        return begun
+    cycle = [objective for objective in begun for _ in range(objective.turns)]
+    return (cycle[step % len(cycle)],)
 
 
 class CropPlan:

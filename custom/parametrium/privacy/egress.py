@@ -66,10 +66,21 @@ def check_scalars(job: JobConfig, scalars: Mapping[str, object]) -> dict[str, fl
             f"{len(unknown)} scalars are not on the list of names that may travel (privacy/egress.py)",
             site_detail=", ".join(map(repr, unknown)),
         )
-    values = {name: value for name, value in scalars.items() if isinstance(value, int | float)}
-    broken = [name for name in scalars if name not in values or not math.isfinite(values[name])]
+    values = {name: _finite(value) for name, value in scalars.items()}
+    broken = [name for name, value in values.items() if value is None]
     if broken:
         raise FederationError(
             Code.EGRESS_REFUSED, f"{len(broken)} scalars are not finite numbers", site_detail=", ".join(broken)
         )
-    return {name: float(value) for name, value in values.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _finite(value: object) -> float | None:
+    """A finite number as a float; None for anything else, also for True, and for an integer beyond any float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

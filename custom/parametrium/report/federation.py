@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from parametrium import __version__
 from parametrium.config import JobConfig
 from parametrium.report.chart import Chart, line_chart
-from parametrium.report.comparison import Measurement, probes, reconstructions, retrievals
+from parametrium.report.comparison import Measurement, over_pairs, probes, reconstructions, retrievals
 from parametrium.report.record import RunRecord, read_run
 from parametrium.report.site_pictures import collect_pictures
 from parametrium.report.tables import (
@@ -27,6 +27,7 @@ from parametrium.report.tables import (
     owners_table,
     probe_table,
     reconstruction_table,
+    retrieval_summary_table,
     retrieval_table,
     sites_table,
 )
@@ -84,6 +85,7 @@ def _page(run: RunRecord) -> dict[str, Any]:
         "owners": owners_table(run),
         "reconstruction": reconstruction_table(run),
         "curves": _evaluation_charts(run),
+        "retrieval_summary": retrieval_summary_table(run),
         "retrieval": retrieval_table(run),
         "probe": probe_table(run),
         "no_probe": _no_probe(run.job),
@@ -157,7 +159,7 @@ def _gaps(run: RunRecord) -> list[str]:
 
 def _answers(run: RunRecord) -> list[dict[str, object]]:
     """How often the model is better than every control, by kind of measurement."""
-    found: Sequence[Measurement] = [*reconstructions(run), *retrievals(run), *probes(run)]
+    found: Sequence[Measurement] = [*reconstructions(run), *over_pairs(retrievals(run)), *probes(run)]
     groups: dict[str, list[Measurement]] = {}
     for m in found:
         if m.model is not None and m.decidable:

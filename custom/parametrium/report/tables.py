@@ -14,6 +14,7 @@ from parametrium.report.comparison import (
     FEATURE_CONTROLS,
     RECONSTRUCTION_CONTROLS,
     Measurement,
+    over_pairs,
     over_sites,
     probes,
     reconstructions,
@@ -82,6 +83,14 @@ def retrieval_table(run: Run) -> Table:
     )
     leading = ["site", "from", "to", "recall", "candidates"]
     return _compared("Retrieval of the same patient", leading, found, FEATURE_CONTROLS, note, _retrieval_cells)
+
+
+def retrieval_summary_table(run: Run) -> Table:
+    """Recall of the same patient, by site: means over its ordered pairs of modalities; higher is better."""
+    found = over_pairs(retrievals(read_run(run)))
+    note = "Means over the site's ordered pairs of modalities; higher is better."
+    leading = ["site", "pairs", "recall", "candidates"]
+    return _compared("Retrieval, all pairs of a site", leading, found, FEATURE_CONTROLS, note, _pairs_cells)
 
 
 def probe_table(run: Run) -> Table:
@@ -238,6 +247,10 @@ def _reconstruction_cells(m: Measurement) -> list[str]:
 def _retrieval_cells(m: Measurement) -> list[str]:
     first, _, second = m.subject.partition("-")
     return [m.site, first, second, m.score, _count(m.size)]
+
+
+def _pairs_cells(m: Measurement) -> list[str]:
+    return [m.site, m.subject.removesuffix(" pairs"), m.score, _count(m.size)]
 
 
 def _probe_cells(m: Measurement) -> list[str]:

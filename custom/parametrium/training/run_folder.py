@@ -50,7 +50,8 @@ class Contribution:
 
     Attributes:
         site: name of the site.
-        status: accepted, rejected by a check, or missing (error, late, silent).
+        status: accepted; rejected: it answered, with an error of its own or with an update that failed a check;
+            missing: no answer in time, or absent from the start, because it could not open its cohort.
         reason: public text; empty when accepted.
         samples: n_k.
         tensors: how many tensors it changed.
@@ -167,7 +168,7 @@ class RunFolder:
 
     def finish_abandoned(self, sites: Sequence[str], error: BaseException) -> None:
         """Writes the manifest for a run whose server ended without one."""
-        self.finish(len(read_lines(self.path / "rounds.jsonl")), sites, error)
+        self.finish(len(_read_rounds(self.path / "rounds.jsonl")[0]), sites, error)
 
     def _log(self, site: str, scalars: Mapping[str, float], number: int) -> None:
         if site not in self._writers:
@@ -198,25 +199,21 @@ def judge(path: Path) -> tuple[bool, list[str]]:
         is not finite, a checksum that differs, or the error of the run itself.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        job = parse_job(yaml.safe_load((path / "job.yaml").read_text(encoding="utf-8")))
-        rounds = read_lines(path / "rounds.jsonl")
+        manifest = _read_manifest(path)
         status, error, done = manifest["status"], manifest["error"], manifest["rounds_done"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, ParametriumError):
+    except (KeyError, FederationError):
         return False, ["the run has no manifest: it did not come to an end"]
-    reasons = [error] if error else []
+    try:
+        job = parse_job(yaml.safe_load((path / "job.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError, ParametriumError):
+        return False, ["the run's job.yaml is missing or damaged"]
+    reasons = [str(error)] if error else []
     if status != "complete" and not reasons:
         reasons.append(f"the run's status is {status}")
     if status == "complete" and done != job.rounds:
         reasons.append(f"the final model is that after {done} of {job.rounds} rounds")
-    numbers = [record["round"] for record in rounds]
-    if numbers != list(range(job.rounds)):
-        reasons.append(f"{len(numbers)} of {job.rounds} rounds were done")
-    for record in rounds:
-        accepted = sum(site["status"] == "accepted" for site in record["sites"])
-        if accepted < job.minimum_sites:
-            reasons.append(f"round {record['round']} had {accepted} of at least {job.minimum_sites} contributions")
-    return not (reasons := reasons + _model_faults(path, manifest)), reasons
+    reasons += _round_faults(path, job) + _model_faults(path, manifest)
+    return not reasons, reasons
 
 
 def final_model(path: Path) -> dict[str, Tensor]:
@@ -225,13 +222,10 @@ def final_model(path: Path) -> dict[str, Tensor]:
     Raises:
         FederationError: PM503 when the run has none.
     """
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FederationError(Code.RUN_INVALID, "the folder holds no finished run", site_detail=str(path)) from error
-    if not manifest.get("checkpoint"):
+    name = _read_manifest(path).get("checkpoint")
+    if not name:
         raise FederationError(Code.RUN_INVALID, "the run ended without a checkpoint", site_detail=str(path))
-    return load_checkpoint(path / "checkpoints" / manifest["checkpoint"])[0]
+    return load_checkpoint(path / "checkpoints" / str(name))[0]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -241,11 +235,52 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if isinstance(manifest, dict):
+            return manifest
+    except (OSError, ValueError):
+        pass
+    raise FederationError(Code.RUN_INVALID, "the folder holds no finished run", site_detail=str(path))
+
+
+def _read_rounds(path: Path) -> tuple[list[tuple[int, int]], int]:
+    """Number and accepted contributions of every round that can be read, and how many lines cannot."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return [], 0
+    rounds = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            accepted = sum(site["status"] == "accepted" for site in record["sites"])
+            if type(record["round"]) is int:
+                rounds.append((record["round"], accepted))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+    return rounds, len(lines) - len(rounds)
+
+
+def _round_faults(path: Path, job: JobConfig) -> list[str]:
+    rounds, damaged = _read_rounds(path / "rounds.jsonl")
+    faults = [f"{damaged} lines of rounds.jsonl are damaged"] if damaged else []
+    if [number for number, _ in rounds] != list(range(job.rounds)):
+        faults.append(f"{len(rounds)} of {job.rounds} rounds were done")
+    faults += [
+        f"round {number} had {accepted} of at least {job.minimum_sites} contributions"
+        for number, accepted in rounds
+        if accepted < job.minimum_sites
+    ]
+    return faults
+
+
 def _model_faults(path: Path, manifest: Mapping[str, Any]) -> list[str]:
     try:
         tensors = final_model(path)
-        found = find_checkpoint(path / "checkpoints" / manifest["checkpoint"])
-        if found is None or file_digest(found / TENSORS) != manifest["sha256"]:
+        found = find_checkpoint(path / "checkpoints" / str(manifest["checkpoint"]))
+        if found is None or file_digest(found / TENSORS) != manifest.get("sha256"):
             return ["the final model does not match the manifest's checksum"]
     except ParametriumError as error:
         return [str(error)]

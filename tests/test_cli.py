@@ -21,8 +21,11 @@ import yaml
 from rich.console import Console
 
 from cohort_files import ct, save, write_rows
+from parametrium import demo as demonstration
 from parametrium.cli import app, main, printing
+from parametrium.demo import DemoResult
 from parametrium.report import federation as report_page
+from parametrium.report.tables import Table
 
 PARAMETRIUM = str(Path(sys.executable).with_name("parametrium"))
 
@@ -155,9 +158,14 @@ def test_the_help_of_a_group_lists_its_commands(run: Type, path: tuple[str, ...]
         "cohort phantom x --incomplete 2",
         "simulate job.yaml --out run",
         "job export",
+        "train job.yaml site.yaml --out pyproject.toml",  # a file
+        "simulate job.yaml site.yaml --out pyproject.toml",
+        "cohort import scans pyproject.toml",
+        "job export job.yaml pyproject.toml",
     ],
 )
-def test_wrong_usage_ends_with_2_and_no_traceback(run: Type, line: str) -> None:
+def test_wrong_usage_ends_with_2_and_no_traceback(run: Type, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
     ended = run(*line.split())
     assert ended.code == 2
     assert ("Usage: parametrium" in ended.out + ended.err) or ended.err.startswith("Error: ")
@@ -173,6 +181,7 @@ MISTAKES = {
     "train job.yaml strict.yaml --out run": (6, "PM601"),
     "simulate job.yaml site.yaml site.yaml --out run": (5, "PM503"),
     "simulate job.yaml site.yaml --out used": (5, "PM503"),
+    "simulate two.yaml site.yaml --out run": (2, "PM103 the job's minimum_sites is 2, got 1 site configs"),
     "report empty": (5, "PM503"),
     "report absent": (5, "PM503"),
     "schema none": (2, "PM103"),
@@ -198,6 +207,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which much is wrong."""
     write_job(tmp_path / "job.yaml")
     write_job(tmp_path / "unknown.yaml", round=3)
+    write_job(tmp_path / "two.yaml", minimum_sites=2)
     write_site(tmp_path / "site.yaml", tmp_path / "nowhere")
     write_site(tmp_path / "strict.yaml", tmp_path / "nowhere", policy={"maximum_rounds": 1})
     for name in ("empty", "used", "jobs", "foreign/tiny"):
@@ -409,7 +419,8 @@ def test_from_phantom_to_report(run: Type, tmp_path: Path) -> None:
     cohort, folder = tmp_path / "cohort", tmp_path / "run"
     phantom = ("cohort", "phantom", cohort, "--patients", "4", "--modalities", "CT, T2", "--jobs", "1", "--json")
     assert run(*phantom).json == {"cohort": str(cohort), "patients": 4}
-    job, site = write_job(tmp_path / "job.yaml"), write_site(tmp_path / "site.yaml", cohort)
+    # The shipped jobs want two sites: alone, one is enough.
+    job, site = write_job(tmp_path / "job.yaml", minimum_sites=2), write_site(tmp_path / "site.yaml", cohort)
 
     (cohort / "p000" / "s0" / "T2.nii.gz").unlink()
     prepared = run("cohort", "prepare", site, "--job", job, "--json")
@@ -427,6 +438,29 @@ def test_from_phantom_to_report(run: Type, tmp_path: Path) -> None:
 
     again = run("train", job, site, "--out", folder)
     assert (again.code, again.out) == (5, "")
+
+
+@pytest.mark.parametrize("problems", [(), ("round 0 had 1 of at least 2 contributions",)])
+def test_the_demonstration_answers_people_and_machines(
+    run: Type, monkeypatch: pytest.MonkeyPatch, problems: tuple[str, ...]
+) -> None:
+    def run_demo(folder: Path, job: Path, sites: Path, seed: int | None, say: Callable[[str], None]) -> DemoResult:
+        say("drawing")
+        table = Table("errors", ["modality", "model"], [["CT", "0.5"]])
+        return DemoResult((table,), ("better in 1 of 1",), folder / "report.html", problems)
+
+    monkeypatch.setattr(demonstration, "run_demo", run_demo)
+    found = run("demo", "--out", "d", "--json")
+    assert (found.code, found.err) == (len(problems), "drawing\n")
+    assert found.json == {
+        "report": "d/report.html",
+        "summary": ["better in 1 of 1"],
+        "tables": [{"title": "errors", "header": ["modality", "model"], "rows": [["CT", "0.5"]]}],
+        "problems": list(problems),
+    }
+    shown = run("demo", "--out", "d")
+    assert (shown.code, shown.err) == (len(problems), "".join(f"{problem}\n" for problem in problems))
+    assert all(text in shown.out for text in ("drawing", "errors", "0.5", "better in 1 of 1", "report: d/report.html"))
 
 
 def test_the_installed_command_is_the_same(tmp_path: Path) -> None:

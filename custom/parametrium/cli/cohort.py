@@ -25,7 +25,9 @@ def cohort_import(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="folder per patient, one NIfTI a modality, and subjects.csv")
     ],
-    cohort: Annotated[Path, typer.Argument(metavar="COHORT", help="folder for cohort.csv; made when absent")],
+    cohort: Annotated[
+        Path, typer.Argument(metavar="COHORT", file_okay=False, help="folder for cohort.csv; made when absent")
+    ],
     site: Annotated[
         str | None, typer.Option(metavar="NAME", help="take only subjects of this site (column site)")
     ] = None,

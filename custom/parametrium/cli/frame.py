@@ -15,6 +15,7 @@ import typer
 from parametrium import __version__
 from parametrium.cli.cohort import cohort_app
 from parametrium.cli.jobs import job_app
+from parametrium.cli.kits import kit_app
 from parametrium.cli.options import AsJson, example
 from parametrium.cli.printing import answer, err, say
 from parametrium.cli.runs import runs_app
@@ -46,6 +47,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 app.add_typer(runs_app)
 app.add_typer(cohort_app, name="cohort")
 app.add_typer(job_app, name="job")
+app.add_typer(kit_app, name="kit")
 
 
 @app.callback(epilog=example("demo --out demo"))

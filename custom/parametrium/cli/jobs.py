@@ -16,7 +16,7 @@ job_app = typer.Typer(no_args_is_help=True, help="What is learned, as a FLARE jo
 @job_app.command("export", epilog=example("job export jobs/pretrain.yaml exported"))
 def job_export(
     job_file: JobFile,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder for the job's folder")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False, help="folder for the job's folder")],
     as_json: AsJson = False,
 ) -> None:
     """Write a FLARE job folder without code, for the admin console's submit_job."""
@@ -31,7 +31,10 @@ def job_export(
 @job_app.command("export-all", epilog=example("job export-all jobs app"))
 def job_export_all(
     jobs: Annotated[Path, typer.Argument(metavar="JOBS", help="folder of job files, *.yaml")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of exported jobs and nothing else; rewritten")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", file_okay=False, help="folder of exported jobs and nothing else; rewritten"),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Export every job of a folder; what `make app` runs."""

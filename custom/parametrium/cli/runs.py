@@ -11,20 +11,21 @@ import typer
 from parametrium.cli.options import AsJson, JobFile, SiteFile, example
 from parametrium.cli.printing import answer, err, out, print_table, progress, say
 from parametrium.config import load_job, load_site
+from parametrium.errors import Code, ConfigError
 
 SIX_HOURS_S = 21600.0
 
 runs_app = typer.Typer()
 
-RunFolderOption = Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder, must not hold a run")]
+RunFolderOption = Annotated[Path, typer.Option("--out", metavar="RUN", file_okay=False, help="must not hold a run")]
 
 
 @runs_app.command(epilog=example("train jobs/pretrain.yaml site_configs/north.yaml --out runs/local"))
 def train(job_file: JobFile, site_file: SiteFile, run: RunFolderOption, as_json: AsJson = False) -> None:
-    """Train the job's rounds at one site, without a federation."""
+    """Train the job's rounds at one site, without a federation; the job's minimum_sites is taken as 1."""
     from parametrium.site.local import train_locally
 
-    job, site = load_job(job_file), load_site(site_file)
+    job, site = load_job(job_file).model_copy(update={"minimum_sites": 1}), load_site(site_file)
     with _rounds(run, job.rounds):
         train_locally(job, site, run)
     _finish(run, as_json)
@@ -46,6 +47,11 @@ def simulate(
     from parametrium.federation.simulate import simulate as run_simulation
 
     job = load_job(job_file)
+    if len(site_files) < job.minimum_sites:
+        raise ConfigError(
+            Code.CONFIG_INVALID_VALUE,
+            f"the job's minimum_sites is {job.minimum_sites}, got {len(site_files)} site configs",
+        )
     with _rounds(run, job.rounds):
         run_simulation(job, site_files, run, timeout)
     _finish(run, as_json)
@@ -53,9 +59,9 @@ def simulate(
 
 @runs_app.command(epilog=example("demo --out demo"))
 def demo(
-    run: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder for hospitals, run and report")] = Path(
-        "demo"
-    ),
+    run: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", file_okay=False, help="folder for hospitals, run and report")
+    ] = Path("demo"),
     job_file: Annotated[Path, typer.Option("--job", metavar="JOB.yaml", help="the job")] = Path("jobs/pretrain.yaml"),
     sites: Annotated[
         Path, typer.Option("--sites", metavar="FOLDER", help="folder with the hospitals' site configs")

@@ -19,7 +19,7 @@ from parametrium.training.run_folder import judge
 HOSPITALS = {"north": ("CT", "T1", "T2"), "east": ("CT", "CBCT"), "south": ("T2", "ADC", "PET")}
 """What the demonstration hospitals have; each shares a modality with another one."""
 
-PATIENTS = 42
+PATIENTS = 36
 """Patients of each hospital."""
 
 HELD_OUT = 1 / 3
@@ -85,8 +85,8 @@ def run_demo(
     if not good:
         return DemoResult((), (), page, tuple(reasons))
     tables = (
-        _narrow(reconstruction_table(run), ("volumes", "after rounds", "before training")),
-        _narrow(retrieval_summary_table(run), ("pairs",)),
+        _narrow(reconstruction_table(run), ("volumes", "after rounds", "before training", "best")),
+        _narrow(retrieval_summary_table(run), ("pairs", "candidates", "best")),
     )
     return DemoResult(tables, _summary(run), page, ())
 

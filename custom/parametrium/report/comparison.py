@@ -183,16 +183,25 @@ def over_pairs(measurements: Sequence[Measurement]) -> list[Measurement]:
     for m in measurements:
         if m.decidable:
             groups.setdefault((m.site, m.score), []).append(m)
-    return [_mean(group) for group in groups.values()]
+    return [_mean(group, f"{len(group)} pairs") for group in groups.values()]
 
 
-def _mean(group: Sequence[Measurement]) -> Measurement:
+def all_sites(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """One measurement a recall for the federation: means over the sites' means of ``over_pairs``."""
+    groups: dict[str, list[Measurement]] = {}
+    for m in measurements:
+        groups.setdefault(m.score, []).append(m)
+    means = [_mean(group, "all pairs") for group in groups.values() if len(group) > 1]
+    return [replace(mean, site="all sites") for mean in means]
+
+
+def _mean(group: Sequence[Measurement], subject: str) -> Measurement:
     first = group[0]
     trained = [m.model for m in group if m.model is not None]
     names = [name for name in first.controls if all(name in m.controls for m in group)]
     return replace(
         first,
-        subject=f"{len(group)} pairs",
+        subject=subject,
         size=min(m.size for m in group),
         model=statistics.fmean(trained) if trained else None,
         controls={name: statistics.fmean(m.controls[name] for m in group) for name in names},

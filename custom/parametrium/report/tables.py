@@ -14,6 +14,7 @@ from parametrium.report.comparison import (
     FEATURE_CONTROLS,
     RECONSTRUCTION_CONTROLS,
     Measurement,
+    all_sites,
     over_pairs,
     over_sites,
     probes,
@@ -88,7 +89,11 @@ def retrieval_table(run: Run) -> Table:
 def retrieval_summary_table(run: Run) -> Table:
     """Recall of the same patient, by site: means over its ordered pairs of modalities; higher is better."""
     found = over_pairs(retrievals(read_run(run)))
-    note = "Means over the site's ordered pairs of modalities; higher is better."
+    found = [*found, *all_sites(found)]
+    note = (
+        "Means over the site's ordered pairs of modalities, and over the sites; higher is better. One patient more or "
+        "less is 1/candidates for a single pair: the last rows say most."
+    )
     leading = ["site", "pairs", "recall", "candidates"]
     return _compared("Retrieval, all pairs of a site", leading, found, FEATURE_CONTROLS, note, _pairs_cells)
 

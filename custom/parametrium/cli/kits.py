@@ -42,9 +42,9 @@ def kit_server(
 
 
 def _require_kit(kit: Path) -> None:
-    if not (kit / "startup").is_dir() or not (kit / "local").is_dir():
+    if not (kit / "local" / "resources.json.default").is_file():
         raise ConfigError(
             Code.CONFIG_INVALID_VALUE,
-            "the folder is no FLARE kit: it has no startup or no local folder; provisioning makes it (poc/project.yml)",
+            "the folder is no FLARE kit: it has no local/resources.json.default; provisioning makes kits",
             site_detail=str(kit),
         )

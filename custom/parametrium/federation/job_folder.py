@@ -32,8 +32,8 @@ def export_job(job: JobConfig, folder: Path) -> Path:
     }
     server = {
         **FORMAT,
-        # Sites ask for work twice a second: a round must not wait for FLARE's default of two seconds.
-        "server": {"task_request_interval": 0.5},
+        # Sites ask for work five times a second: a round must not wait for FLARE's default of two seconds.
+        "server": {"task_request_interval": 0.2},
         "workflows": [{"id": "pretrain", "path": "parametrium.federation.workflow.PretrainWorkflow", "args": {}}],
     }
     executor = {"path": "parametrium.federation.executor.TrainerExecutor", "args": {}}

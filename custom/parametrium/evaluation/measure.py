@@ -28,7 +28,14 @@ def measure_reconstruction(
 ) -> dict[str, float]:
     """Held-out reconstruction error of the model, the untrained model and the trivial predictors."""
     models = {"model": model.eval(), "untrained": _untrained(job, model)}
-    return reconstruction_errors(models, held_out, modality_means(training, job, site), job, site)
+    fresh = _equal(*models.values())
+    if fresh:  # before the first round; what is the same is measured once
+        del models["untrained"]
+    scalars = reconstruction_errors(models, held_out, modality_means(training, job, site), job, site)
+    if fresh:
+        same = {name: value for name, value in scalars.items() if name.endswith("/model")}
+        scalars |= {name.removesuffix("model") + "untrained": value for name, value in same.items()}
+    return scalars
 
 
 def measure_features(
@@ -69,3 +76,7 @@ def _retrieval_scalars(results: dict[str, dict[str, float]], features: str) -> d
 def _untrained(job: JobConfig, like: PretrainingModel) -> PretrainingModel:
     device: torch.device = next(like.parameters()).device
     return build_model(job).to(device).eval()
+
+
+def _equal(one: PretrainingModel, other: PretrainingModel) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

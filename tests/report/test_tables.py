@@ -70,7 +70,14 @@ def test_the_retrieval_table_is_by_ordered_pair(tmp_path: Path, make_job: MakeJo
 def test_the_retrieval_summary_is_the_mean_over_a_sites_pairs(tmp_path: Path, make_job: MakeJob) -> None:
     write_run(tmp_path / "run", job(make_job))
     pairs, summary = retrieval_table(tmp_path / "run"), retrieval_summary_table(tmp_path / "run")
-    assert [row[:3] for row in summary.rows] == [[site, "2", r] for site in ("alpha", "beta") for r in ("R@1", "R@5")]
+    sites = [(site, "2", r) for site in ("alpha", "beta") for r in ("R@1", "R@5")]
+    assert [tuple(row[:3]) for row in summary.rows] == [
+        *sites,
+        ("all sites", "all", "R@1"),
+        ("all sites", "all", "R@5"),
+    ]
+    over_sites = (float(cell(summary, 0, "model")) + float(cell(summary, 2, "model"))) / 2
+    assert float(cell(summary, 4, "model")) == pytest.approx(over_sites, abs=1e-4)
     by_loop = [
         sum(float(cell(pairs, n, name)) for n in (0, 2)) / 2 for name in ("model", "untrained", "body mask", "voxels")
     ]

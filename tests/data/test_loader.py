@@ -1,10 +1,12 @@
 """Batches are a pure function of seed, site and step: with workers, after a resume, for ragged patients."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,13 +15,24 @@ from hypothesis import strategies as st
 from memory_volumes import memory_patient, memory_patients, memory_volume
 from parametrium.config import JobConfig, parse_job
 from parametrium.data.batch import Batch, CropRequest
-from parametrium.data.cache import PreparedPatient
+from parametrium.data.cache import PreparedPatient, PreparedVolume
 from parametrium.data.loader import Batches, CropLoader, read_batch, stable_number
+from parametrium.errors import DataError
 
 MakeJob = Callable[..., JobConfig]
 
 RAGGED = [["CT", "T1"], ["CT"], ["PET", "T1"], ["CT", "T1", "PET"], ["T1"]]
 BOTH = (CropRequest("aligned", 3, 2), CropRequest("contrast", 3, 2))
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A plan that gives one group of requests a step, in turn; a loader process can be sent it."""
+
+    groups: Sequence[Sequence[CropRequest]]
+
+    def __call__(self, step: int) -> Sequence[CropRequest]:
+        return self.groups[step % len(self.groups)]
 
 
 def loader(
@@ -29,7 +42,7 @@ def loader(
     site: str = "alpha",
     workers: int = 0,
 ) -> CropLoader:
-    return CropLoader(patients, job, site, lambda step: requests, workers)
+    return CropLoader(patients, job, site, Turns([requests]), workers)
 
 
 def same(first: Batches, second: Batches) -> bool:
@@ -74,6 +87,56 @@ def test_workers_give_the_same_batches_in_the_same_order(make_job: MakeJob) -> N
     with_workers = list(loader(patients, job, *BOTH, workers=2).steps(2, 8))
     assert len(here) == len(with_workers) == 6
     assert all(map(same, here, with_workers))
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_loader_processes_live_over_rounds_and_end_with_the_loader(make_job: MakeJob) -> None:
+    """Also after a round that was given up in the middle, whose batches nobody fetched."""
+    patients, job = memory_patients(RAGGED), make_job()
+    before = children()
+    with_workers = loader(patients, job, *BOTH, workers=2)
+    rounds = with_workers.steps(0, 8)
+    next(rounds)
+    started = children() - before
+    rounds.close()
+    for start in (8, 2):
+        expected = loader(patients, job, *BOTH).steps(start, start + 3)
+        found = list(with_workers.steps(start, start + 3))
+        assert len(found) == 3
+        assert all(map(same, found, expected))
+    assert children() - before == started
+    with_workers.close()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in started if psutil.pid_exists(pid)], timeout=30)
+    names = [" ".join(process.cmdline()) for process in alive]
+    assert all("resource_tracker" in name for name in names), names
+
+
+def test_a_loader_process_that_is_killed_is_named(make_job: MakeJob) -> None:
+    before = children()
+    with_workers = loader(memory_patients(RAGGED), make_job(), *BOTH, workers=1)
+    rounds = with_workers.steps(0, 10_000)
+    next(rounds)
+    for pid in children() - before:
+        process = psutil.Process(pid)
+        if "resource_tracker" not in " ".join(process.cmdline()):
+            process.kill()
+    with pytest.raises(DataError, match="PM303 a loader process was killed"):
+        list(rounds)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_entry_keeps_its_code_on_the_way_from_a_loader_process(
+    make_job: MakeJob, tmp_path: Path, workers: int
+) -> None:
+    gone = PreparedVolume(0, "s1", 0, "CT", "grid", tmp_path / "secret", (0, 0, 0), (24, 24, 24))
+    patient = PreparedPatient("p", None, (gone,), {}, ())
+    with pytest.raises(DataError, match="PM301 a prepared volume is damaged or was removed") as caught:
+        list(loader([patient], make_job(), BOTH[0], workers=workers).steps(0, 1))
+    assert "secret" not in str(caught.value)
+    assert "secret" in caught.value.site_detail
 
 
 def test_a_resumed_loader_continues_where_it_would_have_been(make_job: MakeJob) -> None:
@@ -123,7 +186,7 @@ def test_the_steps_of_other_layouts_use_up_no_patients(make_job: MakeJob, total:
         "contrast": CropRequest("contrast", 3, 2),
     }
     patients, job = memory_patients([["CT"]] * total, shape=(8, 8, 8)), make_job(crop=[8, 8, 8])
-    drawn = CropLoader(patients, job, "alpha", lambda step: (requests[plan[step % len(plan)]],))
+    drawn = CropLoader(patients, job, "alpha", Turns([(requests[name],) for name in plan]))
     batches = list(drawn.steps(0, 12 * len(plan)))
     ages = torch.cat([batch["aligned"].clinical[:, 0] for batch in batches if "aligned" in batch]).tolist()
     assert len(ages) >= 36
@@ -136,7 +199,7 @@ def test_a_step_is_the_same_whatever_was_asked_before(make_job: MakeJob, workers
     patients, job = memory_patients(RAGGED), make_job()
 
     def cyclic() -> CropLoader:
-        return CropLoader(patients, job, "alpha", lambda step: (BOTH[step % 2],), workers)
+        return CropLoader(patients, job, "alpha", Turns([BOTH[:1], BOTH[1:]]), workers)
 
     asked = cyclic()
     for step in (9, 2, 30, 4):

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from hospitals import SENTINEL, environment, write_job, write_site
 
 from parametrium.config import JobConfig, load_job
@@ -70,6 +71,30 @@ def test_a_trainer_opens_trains_measures_and_closes(
     link.close()
     assert link.process.returncode == 0
     assert not link.alive
+
+
+def test_a_trainer_with_loader_processes_gives_the_same_bits_and_leaves_none(
+    hospital: Hospital, tmp_path: Path
+) -> None:
+    """Over several rounds; a forked loader process once waited for ever for the trainer's own standard input."""
+    settings = yaml.safe_load(hospital.site.read_text()) | {"workers": 2}
+    site = hospital.site.with_name("with_workers.yaml")
+    site.write_text(yaml.safe_dump(settings))
+    alone = hospital.start("alone")
+    with_workers = TrainerLink(hospital.job_file, site, "run", tmp_path / "state")
+    hospital.links.append(with_workers)
+    for link in (alone, with_workers):
+        link.open(going)
+    for number in range(2):
+        expected, received = (link.train("alpha", number, hospital.model, going) for link in (alone, with_workers))
+        assert expected.contributions == received.contributions
+        assert all(expected.tensors[name].equal(received.tensors[name]) for name in expected.tensors)
+    started = psutil.Process(with_workers.process.pid).children(recursive=True)
+    assert len(started) >= 2
+    with_workers.close()
+    alone.close()
+    assert with_workers.process.returncode == 0
+    assert not psutil.wait_procs(started, timeout=30)[1]
 
 
 def test_a_trainer_keeps_its_state_over_rounds_and_over_its_own_death(hospital: Hospital) -> None:

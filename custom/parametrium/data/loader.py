@@ -1,31 +1,37 @@
-"""Batches as a pure function of seed, site and step: the same with workers, and after any interruption."""
+"""Batches as a pure function of seed, site and step: the same with workers, and after any interruption.
+
+Loader processes are spawned, not forked: the trainer holds threads (its listener, the array codec, a GPU), and a fork
+would copy their locks as they stand. Starting one costs seconds, so they live over all rounds of a run.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from parametrium.clinical.schema import encode
 from parametrium.config import JobConfig
 from parametrium.data.batch import Batch, CropRequest, Layout
 from parametrium.data.cache import PreparedPatient, keep_unpacked
 from parametrium.data.crops import Crop, draw_aligned, draw_contrast
+from parametrium.errors import Code, DataError, ParametriumError
 
 Batches = Mapping[Layout, Batch]
 Plan = Callable[[int], Sequence[CropRequest]]
 
 
-class CropLoader(Dataset[Batches]):
+class CropLoader:
     """Random crops of a site's patients.
 
     Args:
         patients: the patients to draw from, at least one, each with at least one volume.
         job: crop, batch, seed, clinical schema.
         site: name of the site; sites draw differently.
-        plan: what a step wants.
-        workers: loader processes; 0 reads in this process.
+        plan: what a step wants; with workers a picklable one.
+        workers: loader processes, started at the first step and kept until ``close``; 0 reads in this process.
     """
 
     def __init__(
@@ -36,9 +42,10 @@ class CropLoader(Dataset[Batches]):
         self.plan = plan
         self.workers = workers
         self._site = stable_number(site)
-        keep_unpacked(volume for patient in self.patients for volume in patient.volumes)
+        self.keep_unpacked()
         self._clinical = encode([patient.clinical for patient in patients], job.clinical)
         self._starts = [0]
+        self._processes: _Processes | None = None
 
     def __getitem__(self, step: int) -> Batches:
         """The batches of one step, by layout; a layout for which the site has nothing is left out."""
@@ -51,16 +58,25 @@ class CropLoader(Dataset[Batches]):
         return batches
 
     def steps(self, start: int, stop: int) -> Iterator[Batches]:
-        """The batches of steps start .. stop - 1, in order."""
-        self._start(stop)  # here, so that workers inherit the sums instead of each making them
-        loader = DataLoader(
-            self,
-            sampler=range(start, stop),
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=2 if self.workers else None,
-        )
-        yield from loader
+        """The batches of steps start .. stop - 1, in order.
+
+        Raises:
+            DataError: PM301 a prepared volume is damaged or gone; PM303 a loader process was killed.
+        """
+        if self.workers == 0:
+            yield from (self[step] for step in range(start, stop))
+            return
+        if self._processes is None:
+            self._processes = _Processes(self)
+        yield from self._processes.steps(range(start, stop))
+
+    def close(self) -> None:
+        """Ends the loader processes; the next step would start them again."""
+        self._processes = None
+
+    def keep_unpacked(self) -> None:
+        """Keeps the patients' volumes in this process's memory, where they fit."""
+        keep_unpacked(volume for patient in self.patients for volume in patient.volumes)
 
     def _draw(self, request: CropRequest, step: int, rng: np.random.Generator) -> tuple[list[int], list[Crop]]:
         if request.layout == "contrast":
@@ -90,6 +106,69 @@ class CropLoader(Dataset[Batches]):
     def _read(self, taken: Sequence[int], crops: Sequence[Crop], rng: np.random.Generator) -> Batch:
         clinical = self._clinical.values[list(taken)], self._clinical.observed[list(taken)]
         return read_batch(crops, self.job, clinical, rng if self.job.batch.intensity_jitter else None)
+
+
+class _Processes:
+    """Loader processes of one ``CropLoader``, kept over rounds."""
+
+    def __init__(self, loader: CropLoader) -> None:
+        self._round = _Round()
+        self._loader: DataLoader[Batches | ParametriumError] = DataLoader(
+            _Reading(loader),
+            sampler=self._round,
+            batch_size=None,
+            num_workers=loader.workers,
+            prefetch_factor=2,
+            multiprocessing_context="spawn",
+            persistent_workers=True,
+            worker_init_fn=_keep_unpacked,
+        )
+
+    def steps(self, steps: range) -> Iterator[Batches]:
+        """Batches of these steps in order; what an abandoned round left behind is dropped."""
+        self._round.steps = steps
+        try:
+            for found in self._loader:
+                if isinstance(found, ParametriumError):
+                    raise found
+                yield found
+        except RuntimeError as error:  # how torch tells that one of its processes is gone
+            raise DataError(
+                Code.DATA_LOADER,
+                "a loader process was killed, as a rule for lack of memory or shared memory; lower site.workers",
+                site_detail=str(error),
+            ) from error
+
+
+class _Round(Sampler[int]):
+    """The steps that are read next; changed from round to round under a living ``DataLoader``."""
+
+    def __init__(self) -> None:
+        self.steps = range(0)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+class _Reading(Dataset[Batches | ParametriumError]):
+    """What a loader process holds. An error is handed over as it is: torch would make another one of it, uncoded."""
+
+    def __init__(self, loader: CropLoader) -> None:
+        self.loader = loader
+
+    def __getitem__(self, step: int) -> Batches | ParametriumError:
+        try:
+            return self.loader[step]
+        except ParametriumError as error:
+            return error
+
+
+def _keep_unpacked(worker: int) -> None:
+    """In a fresh loader process; what the trainer keeps unpacked it does not have."""
+    cast(_Reading, get_worker_info().dataset).loader.keep_unpacked()  # type: ignore[union-attr]
 
 
 def read_batch(

@@ -101,7 +101,8 @@ class SiteTrainer:
         return scalars
 
     def close(self) -> None:
-        """Flushes the site's own log."""
+        """Ends the loader processes and flushes the site's own log."""
+        self.loader.close()
         self.writer.close()
 
     def _facts(self, problems: tuple[Problem, ...]) -> dict[str, float]:

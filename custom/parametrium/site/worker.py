@@ -19,6 +19,7 @@ import queue
 import sys
 import threading
 import traceback
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,8 +40,8 @@ def main() -> None:
         parser.add_argument(option, required=True)
     arguments = parser.parse_args()
     answers = _claim_stdout()
-    commands: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
+    commands: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=_listen, args=(_claim_stdin(), commands), daemon=True).start()
     trainer: SiteTrainer | None = None
     while True:
         command = json.loads(commands.get())
@@ -90,8 +91,21 @@ def _claim_stdout() -> TextIO:
     return answers
 
 
-def _listen(commands: queue.Queue[str]) -> None:
-    for line in sys.stdin:
+def _claim_stdin() -> RawIOBase:
+    """The real standard input, for commands alone, without a buffer.
+
+    A buffer's lock would be held while the listener waits: whoever closes ``sys.stdin`` meanwhile, as every child of
+    ``multiprocessing`` and the interpreter at its end do, would wait for it for ever.
+    """
+    commands = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, sys.stdin.fileno())
+    os.close(nothing)
+    return commands
+
+
+def _listen(source: RawIOBase, commands: queue.Queue[bytes]) -> None:
+    for line in source:
         commands.put(line)
     os._exit(ORPHANED)
 

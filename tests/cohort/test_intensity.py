@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from cohort_files import ct
+from parametrium.cohort import intensity
 from parametrium.cohort.intensity import body_mask, normalise, rule_for
 from parametrium.config import VOCABULARY, ForegroundRule, LogRule, WindowRule
 from parametrium.errors import ConfigError
@@ -126,3 +128,12 @@ def test_a_patients_outline_agrees_between_modalities(real_data: Path, modality:
         overlaps.append(_overlap(body_mask(images["CT"], "CT"), body_mask(images[modality], modality)))
     assert np.median(overlaps) > 0.93
     assert min(overlaps) > 0.8
+
+
+@given(seed=st.integers(0, 2**16), shape=st.tuples(*[st.integers(1, 7)] * 3), share=st.floats(0.2, 0.95))
+def test_erosion_and_dilation_are_those_of_ndimage(seed: int, shape: tuple[int, int, int], share: float) -> None:
+    mask = np.random.default_rng(seed).random(shape) < share
+    for cube in (False, True):
+        structure = ndimage.generate_binary_structure(3, 3 if cube else 1)
+        assert np.array_equal(intensity._eroded(mask, cube=cube), ndimage.binary_erosion(mask, structure))
+        assert np.array_equal(intensity._dilated(mask, cube=cube), ndimage.binary_dilation(mask, structure))

@@ -33,7 +33,6 @@ _TISSUE_SHARE = 0.25  # of the bright tissue's mean: MR muscle beside fat is tis
 _SMOOTHING = 0.7  # voxels
 _PART = 0.1  # a second leg or an arm is body too: parts of at least this share of the largest are kept
 _PAD = 2
-_FULL_CONNECTIVITY = ndimage.generate_binary_structure(3, 3)
 _IN_PLANE = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])  # neighbours of one axial slice
 
 
@@ -128,12 +127,38 @@ def _solid(rough: BodyMask) -> BodyMask:
     # Padded by the edge value, so that nothing bites into a patient whom the field of view cuts.
     padded = np.pad(rough, _PAD, mode="edge")
     # Opening parts the couch from the patient. A patient thinner than that keeps the rough outline.
-    opened = ndimage.binary_opening(padded)
+    opened = _dilated(_eroded(padded, cube=False), cube=False)
     labels, count = ndimage.label(opened if opened.any() else padded)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     body = np.isin(labels, np.flatnonzero(sizes >= _PART * sizes.max()) + 1)
     inner = (slice(_PAD, -_PAD),) * 3
-    return _filled(ndimage.binary_closing(body, _FULL_CONNECTIVITY)[inner])
+    return _filled(_eroded(_dilated(body, cube=True), cube=True)[inner])
+
+
+def _eroded(mask: BodyMask, *, cube: bool) -> BodyMask:
+    """Erosion by the six face neighbours, or by the cube of 27; beyond the array is air.
+
+    By shifted views: the same bits as ndimage's, several times faster.
+    """
+    result = mask.copy()
+    for axis in range(mask.ndim):
+        source = np.moveaxis(result.copy() if cube else mask, axis, 0)  # a cube is three lines after each other
+        target = np.moveaxis(result, axis, 0)
+        target[1:] &= source[:-1]
+        target[:-1] &= source[1:]
+        target[0] = target[-1] = False
+    return result
+
+
+def _dilated(mask: BodyMask, *, cube: bool) -> BodyMask:
+    """Dilation, as ``_eroded``."""
+    result = mask.copy()
+    for axis in range(mask.ndim):
+        source = np.moveaxis(result.copy() if cube else mask, axis, 0)
+        target = np.moveaxis(result, axis, 0)
+        target[1:] |= source[:-1]
+        target[:-1] |= source[1:]
+    return result
 
 
 def _filled(body: BodyMask) -> BodyMask:

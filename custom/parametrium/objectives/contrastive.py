@@ -102,8 +102,10 @@ class SoftContrastive(Objective):
 
     def views(self, encoder: Encoder, images: Tensor, modality: Tensor, visible: Tensor) -> Tensor:
         """[B / crops, 2 C] pooled views: each the mean over its crops [B, D, H, W] of their visible patches [B, K]."""
-        patches = gather(patchify(images, encoder.shape.patch), visible)
-        positions = crop_positions(images, encoder.shape.patch, self.spacing_mm)[visible]
+        patches = patchify(images, encoder.shape.patch)
+        positions = crop_positions(images, encoder.shape.patch, self.spacing_mm)
+        if visible.shape[1] < patches.shape[1]:
+            patches, positions = gather(patches, visible), positions[visible]
         pooled: Tensor = encoder(encoder.embed(patches, modality, positions)).pooled
         return pooled.reshape(-1, self.config.crops, pooled.shape[1]).mean(1)
 

@@ -18,7 +18,7 @@ ALLOWED = {
     "privacy": {"cohort", "config", "errors"},
     "training": {"objectives", "model", "data", "clinical", "config", "errors"},
     "evaluation": {"objectives", "model", "data", "clinical", "training", "config", "errors"},
-    "report": {"evaluation", "objectives", "model", "data", "training", "config", "errors"},
+    "report": {"evaluation", "objectives", "model", "data", "training", "cohort", "clinical", "config", "errors"},
     "site": {"report", "evaluation", "training", "privacy", "objectives", "data", "cohort", "config", "errors"},
     "federation": {"site", "report", "training", "privacy", "objectives", "model", "cohort", "config", "errors"},
     "demo": {"cohort", "federation", "report", "training", "config", "errors"},

@@ -186,7 +186,7 @@ MISTAKES = {
     "report absent": (5, "PM503"),
     "schema none": (2, "PM103"),
     "cohort prepare site.yaml --job job.yaml": (3, "PM201"),
-    "cohort import absent cohort": (3, "PM201"),
+    "cohort import absent cohort": (3, "PM204 the source is neither a folder nor a JSON file"),
     "cohort import . cohort --rename DOSE": (2, "PM103 --rename must look like NAME=VALUE, got 'DOSE'"),
     "cohort import . cohort --rescale CT=1": (2, "PM103 --rescale must look like CT=SLOPE,INTERCEPT"),
     "cohort import . cohort --rescale CT=0,1": (2, "PM103"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from parametrium.clinical.schema import encode
 from parametrium.clinical.similarity import expected_similarity, gower
 from parametrium.config import ContinuousVariable, NominalVariable, OrdinalVariable
+from parametrium.config.job import FIGO_LEVELS, FigoVariable
 
 AGE = ContinuousVariable(name="age", unit="years", lower=18.0, upper=100.0, sigma=10.0)
 STAGE = OrdinalVariable(name="stage", levels=("I", "II", "III"), weight=2.0)
@@ -95,3 +96,21 @@ def test_a_logarithmic_variable_is_compared_on_its_log() -> None:
     volume = ContinuousVariable(name="v", unit="ml", lower=0.0, upper=500.0, sigma=1.0, log=True)
     encoded = encode([{"v": "0"}, {"v": str(math.e - 1)}], [volume])
     assert encoded.values[:, 0].tolist() == pytest.approx([0.0, 1.0])
+
+
+def test_a_figo_stage_is_compared_as_an_ordinal_of_its_coarse_levels() -> None:
+    cells = ["IA1", "IB3", "IIA2", "2b", "IIIC1r", "Stage IVB", "IIB (2009)"]
+    levels = ["I", "IB", "IIA", "IIB", "III", "IV", "IIB"]
+    figo, ordinal = FigoVariable(name="x"), OrdinalVariable(name="x", levels=FIGO_LEVELS)
+    found, expected = (
+        encode([{"x": cell} for cell in cells], [figo]),
+        encode([{"x": level} for level in levels], [ordinal]),
+    )
+    assert found.values.tolist() == expected.values.tolist()
+    pairs = [
+        gower(torch.from_numpy(rows.values), torch.from_numpy(rows.observed), [variable])
+        for rows, variable in ((found, figo), (expected, ordinal))
+    ]
+    assert torch.equal(pairs[0].gower, pairs[1].gower)
+    assert pairs[0].gower[3, 6] == 1  # the edition makes no difference
+    assert expected_similarity([figo]) == expected_similarity([ordinal])

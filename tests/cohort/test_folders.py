@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
 
 from cohort_files import ct, grid_affine, save, write_rows
+from hostile_names import NAMES, nothing_told
 from parametrium.cohort.importers.folders import ImportReport, import_folders
 from parametrium.cohort.manifest import Reason, read_cohort
 from parametrium.config import VOCABULARY
@@ -139,6 +142,32 @@ def test_a_source_without_a_volume_is_refused(tmp_path: Path) -> None:
     source = _source(tmp_path, {"modalities": "CT"})
     with pytest.raises(CohortError, match="no volume to import"):
         _import(source, tmp_path / "cohort", drop=["CT"])
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".nii"])
+def test_other_volume_files_and_copies_are_taken(tmp_path: Path, suffix: str) -> None:
+    source = _source(tmp_path, {})
+    (source / "SUBJ_0" / "T1.nii.gz").unlink()
+    sitk.WriteImage(sitk.GetImageFromArray(ct()), str(source / "SUBJ_0" / f"T1{suffix}"))
+    report = _import(source, tmp_path / "cohort", copy=True)
+    assert report.summary() == {"patients": 1, "CT": 1, "T1": 1, "masks": 1}
+    cohort = read_cohort(tmp_path / "cohort", VOCABULARY)
+    assert cohort.problems == ()
+    assert all((tmp_path / "cohort") in volume.path.parents for volume in cohort.volumes)
+
+
+@settings(max_examples=40)
+@given(name=NAMES.filter(lambda name: "\udcff" not in name))  # a table is UTF-8
+def test_hostile_names_leave_nothing_behind(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    folder = tmp_path_factory.mktemp("f")
+    source = _source(folder, {})
+    good = {"subject": "SUBJ_0", "modalities": "CT"}
+    rows = [good, {"subject": name}, good | {"modalities": name}, good | {"mask": name}, good | {"split": name}]
+    for index, hostile in enumerate(rows[1:]):
+        write_rows(source / "subjects.csv", [hostile, good], ["subject", "modalities", "mask", "split"])
+        for options in ({"copy": True}, {"drop": [name.strip()]}):
+            with nothing_told(folder, folder / f"cohort{index}", folder / "secret") as note:
+                note(_import(source, folder / f"cohort{index}", **options))
 
 
 @pytest.mark.realdata

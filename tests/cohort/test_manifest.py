@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cohort_files import COLUMNS, ct, grid_affine, row, save, small_cohort, write_rows
 from parametrium.cohort.header import geometry_problem, header_problem
 from parametrium.cohort.manifest import Cohort, Problem, Reason, read_cohort
+from parametrium.cohort.rigid import IDENTITY
 from parametrium.errors import CohortError
 
 
@@ -52,6 +53,9 @@ def test_all_columns_reach_the_volume(tmp_path: Path) -> None:
         (Reason.BAD_ROW, {"slope": "nan"}),
         (Reason.BAD_ROW, {"intercept": "x"}),
         (Reason.BAD_ROW, {"split": "validation"}),
+        (Reason.BAD_ROW, {"moved": "1 0 0 5"}),
+        (Reason.BAD_ROW, {"moved": "-1 0 0 0 0 1 0 0 0 0 1 0"}),
+        (Reason.BAD_ROW, {"moved": "1 0 0 nan 0 1 0 0 0 0 1 0"}),
         (Reason.DUPLICATE, {"path": "good.nii.gz"}),
         (Reason.DUPLICATE, {"path": "sub/../good.nii.gz", "modality": "T1"}),
     ],
@@ -153,6 +157,18 @@ def test_masks(tmp_path: Path) -> None:
     assert [(mask.patient, mask.structure, mask.path) for mask in cohort.patients[1].masks] == [("p1", "tumour", good)]
     reasons = [problem.reason for problem in cohort.problems]
     assert sorted(reason.value for reason in reasons) == ["bad_row", "missing_file"]
+
+
+def test_a_volume_and_a_mask_may_be_moved(tmp_path: Path) -> None:
+    save(tmp_path / "seg.nii.gz", np.ones((4, 4, 4), np.uint8))
+    cell = "0 -1 0 5 1 0 0 -2.5 0 0 1 0"
+    cells = {"patient": "p", "study": "s1", "structure": "tumour", "path": "seg.nii.gz", "frame": "f1"}
+    write_rows(tmp_path / "masks.csv", [cells | {"moved": cell}, cells | {"moved": "1 2 3"}])
+    cohort = _read_with(tmp_path, row("p", save(tmp_path / "x.nii.gz", ct())) | {"moved": cell})
+    good, moved = cohort.patients
+    assert good.volumes[0].moved == IDENTITY
+    assert moved.volumes[0].moved == moved.masks[0].moved == (0, -1, 0, 5, 1, 0, 0, -2.5, 0, 0, 1, 0)
+    assert [(problem.patient, problem.reason) for problem in cohort.problems] == [("p", Reason.BAD_ROW)]
 
 
 def test_no_usable_volume_is_an_error_of_counts(tmp_path: Path) -> None:

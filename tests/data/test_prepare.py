@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -172,6 +173,23 @@ def test_slope_and_intercept_come_before_the_rule(tmp_path: Path) -> None:
     np.testing.assert_allclose(_whole(first)[0], _whole(second)[0], atol=2e-3)
 
 
+def test_a_moved_volume_lies_where_its_table_puts_it(tmp_path: Path) -> None:
+    """A quarter turn and a shift in the table give what the same turn and shift in the file's affine give."""
+    moved = np.array([[0.0, -1.0, 0.0, 12.0], [1.0, 0.0, 0.0, -6.0], [0.0, 0.0, 1.0, 3.0], [0.0, 0.0, 0.0, 1.0]])
+    affine = grid_affine((3.0, 2.0, 2.5), (-30.0, 10.0, 5.0))
+    save(tmp_path / "plain.nii.gz", ct(), affine)
+    save(tmp_path / "copy.nii.gz", ct(), affine)
+    save(tmp_path / "turned.nii.gz", ct(), moved @ affine)
+    cell = " ".join(str(value) for value in moved[:3].ravel())
+    rows = [row(name, f"{name}.nii.gz", moved=cell if name == "copy" else "") for name in ("plain", "turned", "copy")]
+    write_rows(tmp_path / "cohort.csv", rows)
+    plain, turned, tabled = (patient.volumes[0] for patient in _prepared(tmp_path).patients)
+    assert plain.offset != turned.offset
+    assert turned.offset == tabled.offset
+    for expected, found in zip(_whole(turned), _whole(tabled), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_processes_do_not_change_the_result(tmp_path: Path) -> None:
     small_cohort(tmp_path)
     seen: list[tuple[int, int]] = []
@@ -210,9 +228,22 @@ def test_new_content_or_new_settings_make_a_new_entry(tmp_path: Path) -> None:
     window = WindowRule(lower=-100.0, upper=100.0, centre=0.0, scale=100.0)
     third = _prepared(tmp_path, preparation=PreparationConfig(intensity={"CT": window}))
     fourth = _prepared(tmp_path, preparation=PreparationConfig(spacing_mm=(3.0, 3.0, 4.0)))
-    assert len({_only(cohort).folder for cohort in (first, second, third, fourth)}) == 4
-    assert len(_entries(tmp_path)) == 4
+    write_rows(tmp_path / "cohort.csv", [row("p0", "v0.nii.gz", moved="1 0 0 0.5 0 1 0 0 0 0 1 0")])
+    fifth = _prepared(tmp_path)
+    assert len({_only(cohort).folder for cohort in (first, second, third, fourth, fifth)}) == 5
+    assert len(_entries(tmp_path)) == 5
     assert _whole(_only(third))[0].max() == 1.0
+
+
+def test_new_voxels_beside_an_unchanged_header_make_a_new_entry(tmp_path: Path) -> None:
+    """A .mhd names the file of its voxels; that file's bytes are the source, too."""
+    write_rows(tmp_path / "cohort.csv", [row("p", "x.mhd")])
+    for count, seed in enumerate((1, 2), start=1):
+        image = sitk.GetImageFromArray(ct((20, 22, 24), seed=seed).transpose(2, 1, 0))
+        image.SetSpacing((3.0, 3.0, 3.0))
+        sitk.WriteImage(image, str(tmp_path / "x.mhd"))
+        _prepared(tmp_path)
+        assert len(_entries(tmp_path)) == count
 
 
 def test_a_setting_of_another_modality_keeps_the_entry(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parametrium.config import ClinicalVariable, ContinuousVariable, NominalVariable, OrdinalVariable
+from parametrium.config import ClinicalVariable, ContinuousVariable, FigoVariable, NominalVariable, OrdinalVariable
 
 
 class Similarity(NamedTuple):
@@ -62,7 +62,7 @@ def _pairwise(x: Tensor, variable: ClinicalVariable) -> Tensor:
     match variable:
         case ContinuousVariable():
             return torch.exp(-(difference**2) / (2 * variable.sigma**2))
-        case OrdinalVariable():
+        case OrdinalVariable() | FigoVariable():
             return 1 - difference.abs() / (len(variable.levels) - 1)
         case NominalVariable():
             return (difference == 0).to(x.dtype)
@@ -72,7 +72,7 @@ def _expected(variable: ClinicalVariable) -> float:
     match variable:
         case NominalVariable():
             return 1 / len(variable.levels)
-        case OrdinalVariable():
+        case OrdinalVariable() | FigoVariable():
             k = len(variable.levels)
             return 1 - (k + 1) / (3 * k)
         case ContinuousVariable():

@@ -1,32 +1,30 @@
-"""What a NIfTI header alone says against a volume."""
+"""What a header alone says against a volume."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
 from parametrium.cohort.problem import Reason
+from parametrium.cohort.volume_file import MAXIMUM_VOXELS, VolumeFileError, is_present, open_geometry
 
-MAXIMUM_VOXELS = 2**30
-"""A larger array (4 GiB as float32) is not a scan of one patient but a damaged header."""
+__all__ = ["MAXIMUM_EXTENT_MM", "MAXIMUM_VOXELS", "geometry_problem", "header_problem"]
+
 MAXIMUM_EXTENT_MM = 3000.0
 """A longer field of view is a unit mistake (micrometres read as millimetres), not a patient."""
 
 
 def header_problem(path: Path) -> Reason | None:
-    """What a NIfTI header alone says against a volume; None when nothing does."""
-    if not path.is_file():
+    """What the header of a volume file alone says against it; None when nothing does."""
+    if not is_present(path):
         return Reason.MISSING_FILE
     try:
-        image = nibabel.load(path)
-        if not isinstance(image, nibabel.Nifti1Image) or image.get_data_dtype().kind not in "iuf":
-            return Reason.UNREADABLE
-        return geometry_problem(image.shape, np.asarray(image.affine, dtype=np.float64))
-    except Exception:  # a damaged header makes nibabel raise nearly anything; each means the same here
-        return Reason.UNREADABLE
+        geometry = open_geometry(path)
+    except VolumeFileError as error:
+        return error.reason
+    return geometry_problem(geometry.shape, geometry.affine)
 
 
 def geometry_problem(shape: Sequence[int], affine: NDArray[np.float64]) -> Reason | None:

@@ -1,7 +1,7 @@
 """A cohort: which volumes a hospital has, of whom, when, and which of them are registered to each other.
 
-``cohort.csv`` has one row a volume: patient, study, day, modality, path, frame, and optionally split, slope and
-intercept. ``clinical.csv`` has one row a patient, ``masks.csv`` one row a segmentation. Reading checks everything that
+``cohort.csv`` has one row a volume: patient, study, day, modality, path, frame, and optionally split, slope, intercept
+and moved. ``clinical.csv`` has one row a patient, ``masks.csv`` one row a segmentation. Reading checks everything that
 headers tell and reports all problems at once; a bad volume is left out and counted, never fatal to its site.
 """
 
@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 from parametrium.cohort.header import header_problem
 from parametrium.cohort.problem import Problem, Reason, empty_cohort
+from parametrium.cohort.rigid import IDENTITY, Rigid, parse_rigid
 from parametrium.cohort.table import read_table
 
 __all__ = [
@@ -51,6 +52,7 @@ class Volume:
         frame: volumes of a patient with the same frame are registered to each other.
         slope: value = slope * stored + intercept, after the file's own scaling.
         intercept: see slope.
+        moved: where registration has put it: applied, in RAS+ millimetres, after the file's own affine.
     """
 
     patient: str
@@ -61,17 +63,19 @@ class Volume:
     frame: str
     slope: float = 1.0
     intercept: float = 0.0
+    moved: Rigid = IDENTITY
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A segmentation of one structure or label map, in the geometry of a frame."""
+    """A segmentation of one structure or label map, in the geometry of a frame; ``moved`` as of a volume."""
 
     patient: str
     study: str
     structure: str
     path: Path
     frame: str
+    moved: Rigid = IDENTITY
 
 
 @dataclass(frozen=True)
@@ -166,20 +170,28 @@ def _volume(row: Mapping[str, str], folder: Path) -> Volume:
         day = int(row["day"])
     except ValueError as error:
         raise _BadRowError from error
-    path = _file(folder, row["path"])
-    return Volume(row["patient"], row["study"], day, row["modality"], path, row["frame"], slope, intercept)
+    path, moved = _file(folder, row["path"]), _moved(row)
+    return Volume(row["patient"], row["study"], day, row["modality"], path, row["frame"], slope, intercept, moved)
 
 
 def _mask(row: Mapping[str, str], folder: Path) -> Mask:
     if not all(row[column] for column in MASK_COLUMNS):
         raise _BadRowError
-    return Mask(row["patient"], row["study"], row["structure"], _file(folder, row["path"]), row["frame"])
+    path = _file(folder, row["path"])
+    return Mask(row["patient"], row["study"], row["structure"], path, row["frame"], _moved(row))
 
 
 def _file(folder: Path, cell: str) -> Path:
     if "\0" in cell:
         raise _BadRowError
     return Path(os.path.normpath(folder / cell))
+
+
+def _moved(row: Mapping[str, str]) -> Rigid:
+    try:
+        return parse_rigid(row.get("moved", ""))
+    except ValueError as error:
+        raise _BadRowError from error
 
 
 _SPLITS: Mapping[str, Split | None] = {"": None, "train": "train", "test": "test"}

@@ -12,6 +12,7 @@ from parametrium.config.job import (
     ContinuousVariable,
     CrossModalReconstructionConfig,
     EvaluationConfig,
+    FigoVariable,
     ForegroundRule,
     IntensityRule,
     JobConfig,
@@ -28,7 +29,7 @@ from parametrium.config.job import (
     WindowRule,
 )
 from parametrium.config.reading import job_schema, load_job, load_site, parse_job, site_schema
-from parametrium.config.site import PolicyConfig, SiteConfig
+from parametrium.config.site import PolicyConfig, SeriesRule, SiteConfig
 from parametrium.config.values import Count, Extent, Fraction, Modality, Name, Positive
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "CrossModalReconstructionConfig",
     "EvaluationConfig",
     "Extent",
+    "FigoVariable",
     "ForegroundRule",
     "Fraction",
     "IntensityRule",
@@ -58,6 +60,7 @@ __all__ = [
     "PolicyConfig",
     "Positive",
     "PreparationConfig",
+    "SeriesRule",
     "SiteConfig",
     "SoftContrastiveConfig",
     "WindowRule",

@@ -1,11 +1,12 @@
 """What one hospital decides: where data and GPUs are, and what is permitted. It never leaves the site."""
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from parametrium.config.job import ObjectiveKind
-from parametrium.config.values import Count, Name, Strict
+from parametrium.config.values import Count, Modality, Name, Strict
 
 
 class PolicyConfig(Strict):
@@ -19,6 +20,31 @@ class PolicyConfig(Strict):
     """A job with more rounds is refused."""
     objectives: tuple[ObjectiveKind, ...] = ("masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive")
     """Objectives that may run on this site's scans."""
+
+
+class SeriesRule(Strict):
+    """A hospital's own word on what a DICOM series is; it is asked after the facts of the header.
+
+    The first rule that matches counts. ``modality`` null leaves the series out.
+    """
+
+    match: Annotated[str, Field(min_length=1, max_length=200)]
+    """Regular expression, searched in Series Description and Protocol Name, capitals or not."""
+    modality: Modality | None
+    """What it is, e.g. T2; null leaves it out."""
+    scanner: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = None
+    """Only for this DICOM Modality, e.g. MR; null for all."""
+    over_facts: bool = False
+    """Whether the rule also overrules what the header's facts say."""
+
+    @field_validator("match")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error.msg})") from None
+        return value
 
 
 class SiteConfig(Strict):
@@ -40,4 +66,6 @@ class SiteConfig(Strict):
     """Loader processes; 0 loads in the trainer itself."""
     prepare_jobs: Annotated[int, Field(ge=1, le=128)] = 1
     """Processes that build the cache."""
+    series_rules: tuple[SeriesRule, ...] = ()
+    """What DICOM series are called at this hospital, for the import."""
     policy: PolicyConfig = PolicyConfig()

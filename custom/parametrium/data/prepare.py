@@ -73,7 +73,7 @@ def prepare_cohort(
         DataError: PM301 the cache cannot be written, or a worker process was killed.
     """
     volumes = cohort.volumes
-    tasks = [_Task(v.path, recipe_for(preparation, v.modality, v.slope, v.intercept)) for v in volumes]
+    tasks = [_Task(v.path, recipe_for(preparation, v.modality, v.slope, v.intercept, v.moved)) for v in volumes]
     store = Cache(cache)
     outcomes = {index: found for index, task in enumerate(tasks) if (found := _existing(task, store))}
     missing = {index: task for index, task in enumerate(tasks) if index not in outcomes}

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
 from parametrium.cohort.header import MAXIMUM_VOXELS, geometry_problem
 from parametrium.cohort.intensity import Rule, body_mask, normalise, rule_for
 from parametrium.cohort.problem import Reason
+from parametrium.cohort.rigid import IDENTITY, Rigid, matrix_of
+from parametrium.cohort.volume_file import VolumeFileError, open_geometry, read_voxels
 from parametrium.config import PreparationConfig
 from parametrium.data.lattice import Spacing, Triple, lattice_box, resample
 
@@ -33,6 +34,7 @@ class Recipe:
         rule: intensity rule.
         slope: value = slope * stored + intercept, from the cohort table.
         intercept: see slope.
+        moved: rigid transform in RAS+ millimetres, from the cohort table: affine = moved @ the file's own.
     """
 
     modality: str
@@ -40,6 +42,7 @@ class Recipe:
     rule: Rule
     slope: float = 1.0
     intercept: float = 0.0
+    moved: Rigid = IDENTITY
 
     @property
     def key(self) -> str:
@@ -51,14 +54,21 @@ class Recipe:
             "rule": self.rule.model_dump(mode="json"),
             "slope": self.slope,
             "intercept": self.intercept,
+            "moved": self.moved,
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def recipe_for(preparation: PreparationConfig, modality: str, slope: float = 1.0, intercept: float = 0.0) -> Recipe:
+def recipe_for(
+    preparation: PreparationConfig,
+    modality: str,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    moved: Rigid = IDENTITY,
+) -> Recipe:
     """The job's recipe for one volume; raises ConfigError PM103 where a modality has no intensity rule."""
     rule = rule_for(modality, preparation.intensity)
-    return Recipe(modality, preparation.spacing_mm, rule, slope, intercept)
+    return Recipe(modality, preparation.spacing_mm, rule, slope, intercept, moved)
 
 
 class Prepared(NamedTuple):
@@ -78,18 +88,11 @@ class Prepared(NamedTuple):
 def load_volume(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]] | Reason:
     """Voxels with the file's own scaling, [I, J, K], and affine [4, 4]; or what is wrong with the file."""
     try:
-        image = nibabel.load(path)
-        affine = np.asarray(image.affine, dtype=np.float64)
-        reason = geometry_problem(image.shape, affine)
-        if reason is not None:
-            return reason
-        with np.errstate(all="ignore"):  # values beyond float32 become infinite and are refused as such
-            voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
-        return voxels.reshape(image.shape[:3]), affine
-    except MemoryError:
-        return Reason.TOO_LARGE
-    except Exception:  # a damaged stream or header makes nibabel raise nearly anything; each means the same here
-        return Reason.UNREADABLE
+        geometry = open_geometry(path)
+        reason = geometry_problem(geometry.shape, geometry.affine)
+        return read_voxels(path) if reason is None else reason
+    except VolumeFileError as error:
+        return error.reason
 
 
 def prepare_arrays(voxels: NDArray[np.float32], affine: NDArray[np.float64], recipe: Recipe) -> Prepared | Reason:
@@ -97,12 +100,13 @@ def prepare_arrays(voxels: NDArray[np.float32], affine: NDArray[np.float64], rec
 
     Args:
         voxels: [I, J, K] in the file's order and scaling.
-        affine: [4, 4] voxel to RAS+ millimetres.
+        affine: [4, 4] voxel to RAS+ millimetres, of the file itself.
         recipe: what to do.
 
     Returns:
         The arrays, or why there are none.
     """
+    affine = matrix_of(recipe.moved) @ affine
     reason = _content_problem(voxels) or _extent_problem(voxels.shape, affine, recipe.spacing_mm)
     if reason is not None:
         return reason

@@ -20,8 +20,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from parametrium.cohort.volume_file import VolumeFileError, source_files
 from parametrium.data.cache import Entry, read_entry, write_private
 from parametrium.errors import Code, DataError
+
+_BLOCK = 2**20
 
 
 def entry_key(source: str, recipe: str) -> str:
@@ -63,13 +66,17 @@ class Cache:
             return None
 
     def digest(self, source: Path, staging: Path) -> str:
-        """SHA-256 of a source file's bytes, remembered; raises OSError where it cannot be read."""
+        """SHA-256 of a source's bytes, remembered; raises OSError where it cannot be read."""
         known = self.known_digest(source)
         if known is not None:
             return known
         state = _state(source)
-        with source.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        whole = hashlib.sha256()
+        for path in _files(source):
+            with path.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    whole.update(block)
+        digest = whole.hexdigest()
         with writable(self.folder):
             record = staging / f"{uuid.uuid4().hex}.json"
             write_private(record, json.dumps({"sha256": digest, "state": state}).encode())
@@ -133,7 +140,15 @@ def writable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _state(path: Path) -> list[int]:
-    """Size and times; the change time catches a copy that keeps the modification time."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+def _files(source: Path) -> tuple[Path, ...]:
+    """The files that make a source: a header may name another one for its voxels; raises OSError."""
+    try:
+        return source_files(source)
+    except VolumeFileError as error:
+        raise OSError("the header cannot be read") from error
+
+
+def _state(source: Path) -> list[int]:
+    """Sizes and times; the change time catches a copy that keeps the modification time."""
+    statuses = [path.stat() for path in _files(source)]
+    return [n for status in statuses for n in (status.st_size, status.st_mtime_ns, status.st_ctime_ns)]

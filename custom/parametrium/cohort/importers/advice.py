@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import nibabel
-import numpy as np
+from parametrium.cohort.volume_file import VolumeFileError, read_voxels
 
 _CT_PROBED = 3  # a convention of storage is the whole source's, so a few volumes tell it
 
@@ -20,8 +19,10 @@ def advice(rows: Sequence[Mapping[str, str]], *, rescaled: Collection[str]) -> I
     present = {row["modality"] for row in rows}
     for modality in sorted(set(rescaled) - present):
         yield f"--rescale {modality}: the source has no such modality"
-    frames = Counter(patient for patient, _ in {(row["patient"], row["frame"]) for row in rows})
-    apart = sum(count > 1 for count in frames.values())
+    frames = Counter(
+        (patient, study) for patient, study, _ in {(row["patient"], row["study"], row["frame"]) for row in rows}
+    )
+    apart = len({patient for (patient, _), count in frames.items() if count > 1})
     if apart:
         yield (
             f"{apart} patients have volumes on different grids, taken as not registered to each other; "
@@ -37,6 +38,6 @@ def advice(rows: Sequence[Mapping[str, str]], *, rescaled: Collection[str]) -> I
 
 def _never_negative(path: Path) -> bool:
     try:
-        return float(nibabel.load(path).get_fdata(dtype=np.float32, caching="unchanged").min()) >= 0.0
-    except Exception:  # damaged files are reported when the cohort is read and prepared
+        return float(read_voxels(path)[0].min()) >= 0.0
+    except VolumeFileError:  # damaged files are reported when the cohort is read and prepared
         return False

@@ -12,28 +12,16 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from parametrium.cohort.phantom.body import STRUCTURES, Body, draw_body
-from parametrium.cohort.phantom.canvas import Field, table_of
+from parametrium.cohort.phantom.canvas import Field
 from parametrium.cohort.phantom.chance import stream
-from parametrium.cohort.phantom.clinical import COLUMNS, Profile, clinical_row, sample_latent
-from parametrium.cohort.phantom.render import Pose, render, sample_tissue
-from parametrium.cohort.phantom.scanner import grid_affine, site_scanner
-from parametrium.cohort.phantom.tissue import MODALITIES, Tissue
-from parametrium.cohort.phantom.visit import displacement, present_modalities, setup_pose
+from parametrium.cohort.phantom.clinical import COLUMNS, clinical_row, sample_latent
+from parametrium.cohort.phantom.render import Pose
+from parametrium.cohort.phantom.study import Course, Drawn, draw_study, study_day
+from parametrium.cohort.phantom.tissue import MODALITIES
 from parametrium.errors import Code, CohortError
 
 COHORT_COLUMNS = ("patient", "study", "day", "modality", "path", "frame", "split")
 MASK_COLUMNS = ("patient", "study", "structure", "path", "frame")
-
-_COURSE_DAYS = 28
-"""Days from the first to the last study of a treatment."""
-
-_MIDDLE = {
-    **dict.fromkeys(("CT", "PET"), (0.0, 0.0, 17.0)),
-    **dict.fromkeys(("T1", "T2", "ADC"), (0.0, 0.0, 14.0)),
-    "CBCT": (0.0, -8.0, 8.0),
-}
-"""Middle of the field of view from the middle between the femoral heads, mm."""
 
 _Row = dict[str, str]
 
@@ -43,13 +31,8 @@ class _Plan:
     """What is the same for all patients of a cohort."""
 
     folder: Path
-    modalities: tuple[str, ...]
-    seed: int
-    site: str
-    studies: int
-    misregistration_mm: float
+    course: Course
     missing: float
-    incomplete: float
 
 
 @dataclass(frozen=True)
@@ -103,7 +86,7 @@ def write_phantom(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise _refused("the target folder must be absent or empty", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    plan = _Plan(folder, tuple(modalities), seed, site, studies, misregistration_mm, missing, incomplete)
+    plan = _Plan(folder, Course(tuple(modalities), seed, site, studies, misregistration_mm, incomplete), missing)
     done: dict[int, _Rows] = {}
     for index, rows in _run(plan, patients, jobs):
         done[index] = rows
@@ -168,45 +151,34 @@ def _run(plan: _Plan, patients: int, jobs: int) -> Iterator[tuple[int, _Rows]]:
 
 
 def _held_out(plan: _Plan, patients: int, fraction: float) -> frozenset[int]:
-    order = stream(plan.seed, plan.site, "split").permutation(patients)
+    order = stream(plan.course.seed, plan.course.site, "split").permutation(patients)
     return frozenset(int(index) for index in order[patients - round(fraction * patients) :])
 
 
 def _write_patient(plan: _Plan, index: int) -> tuple[int, _Rows]:
-    name = f"p{index:03d}"
-    latent = sample_latent(plan.seed, plan.site, index)
+    name, course = f"p{index:03d}", plan.course
+    latent = sample_latent(course.seed, course.site, index)
     rows = _Rows([], [], {})
     first_volume_ml = 0.0
-    for study in range(plan.studies):
-        body = draw_body(latent, plan.seed, plan.site, index, study, plan.studies)
-        first_volume_ml = body.tumour_ml if study == 0 else first_volume_ml
-        _write_study(plan, body, latent.profile, (name, index, study), rows)
-    rng = stream(plan.seed, plan.site, index, "missing")
+    for study in range(course.studies):
+        for order, drawn in enumerate(draw_study(course, latent, index, study)):
+            _write_drawn(plan, drawn, (name, study), rows, masks=order == 0)
+            first_volume_ml = drawn.body.tumour_ml if study == 0 else first_volume_ml
+    rng = stream(course.seed, course.site, index, "missing")
     rows.clinical.update(clinical_row(latent, name, first_volume_ml, plan.missing, rng))
     return index, rows
 
 
-def _write_study(plan: _Plan, body: Body, profile: Profile, who: tuple[str, int, int], rows: _Rows) -> None:
-    name, index, study = who
+def _write_drawn(plan: _Plan, drawn: Drawn, who: tuple[str, int], rows: _Rows, *, masks: bool) -> None:
+    name, study = who
     visit = f"s{study}"
-    place = f"{name}/{visit}"
-    (plan.folder / place).mkdir(parents=True)
-    day = str(round(_COURSE_DAYS * study / max(1, plan.studies - 1)))
-    key = (plan.seed, plan.site, index, study)
-    setup = setup_pose(*key)
-    for order, modality in enumerate(present_modalities(plan.modalities, plan.incomplete, *key)):
-        scanner = site_scanner(plan.site, modality)
-        grid = grid_affine(scanner, (setup @ (*_MIDDLE[modality], 1.0))[:3])
-        moved = order > 0 and plan.misregistration_mm > 0
-        pose = Pose(setup @ displacement(plan.misregistration_mm, modality, *key) if moved else setup, grid)
-        rng = stream(plan.seed, plan.site, index, "noise", study, modality)
-        image = render(body, profile, modality, scanner, pose, rng)
-        path = f"{place}/{modality}.nii.gz"
-        _write_volume(plan.folder / path, image, modality, pose)
-        row = {"patient": name, "study": visit, "day": day, "modality": modality, "path": path}
-        rows.volumes.append({**row, "frame": f"{visit}-{modality}" if moved else visit})
-        if order == 0:
-            rows.masks.extend(_write_masks(plan.folder, sample_tissue(body, scanner, pose), pose, name, visit))
+    path = f"{name}/{visit}/{drawn.modality}.nii.gz"
+    (plan.folder / path).parent.mkdir(parents=True, exist_ok=True)
+    _write_volume(plan.folder / path, drawn.image, drawn.modality, drawn.pose)
+    row = {"patient": name, "study": visit, "day": str(study_day(plan.course, study)), "modality": drawn.modality}
+    rows.volumes.append({**row, "path": path, "frame": drawn.frame})
+    if masks:
+        rows.masks.extend(_write_masks(plan.folder, drawn, name, visit))
 
 
 def _write_volume(path: Path, image: Field, modality: str, pose: Pose) -> None:
@@ -215,18 +187,13 @@ def _write_volume(path: Path, image: Field, modality: str, pose: Pose) -> None:
     _write_nifti(path, np.clip(np.rint(image / np.float32(slope)), -32768, 32767).astype(np.int16), pose, slope)
 
 
-def _write_masks(
-    folder: Path, tissue: NDArray[np.uint8], pose: Pose, name: str, visit: str
-) -> Iterator[dict[str, str]]:
+def _write_masks(folder: Path, drawn: Drawn, name: str, visit: str) -> Iterator[_Row]:
     """Writes the masks that are not empty and yields their rows."""
     (folder / name / visit / "masks").mkdir()
-    body = tuple(kind for kind in Tissue if kind is not Tissue.AIR)
-    for structure, tissues in {"body": body, **STRUCTURES}.items():
-        mask = table_of(tissues)[tissue]
-        if mask.any():
-            path = f"{name}/{visit}/masks/{structure}.nii.gz"
-            _write_nifti(folder / path, mask.astype(np.uint8), pose, 1.0)
-            yield {"patient": name, "study": visit, "structure": structure, "path": path, "frame": visit}
+    for structure, mask in drawn.masks():
+        path = f"{name}/{visit}/masks/{structure}.nii.gz"
+        _write_nifti(folder / path, mask.astype(np.uint8), drawn.pose, 1.0)
+        yield {"patient": name, "study": visit, "structure": structure, "path": path, "frame": visit}
 
 
 def _write_nifti(path: Path, stored: NDArray[np.int16] | NDArray[np.uint8], pose: Pose, slope: float) -> None:

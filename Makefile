@@ -5,7 +5,7 @@ TORCH  ?= $(shell grep '^torch==' requirements.lock)
 BIN    := .venv/bin
 STAMP  := .venv/installed-$(shell { cat requirements.lock pyproject.toml; echo '$(TORCH)'; } | cksum | cut -d' ' -f1)
 
-.PHONY: install demo test lint app poc bench clean
+.PHONY: install browser demo test lint app poc bench clean
 
 install: $(STAMP)
 
@@ -21,12 +21,18 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install
 	$(BIN)/parametrium demo --out demo
 
+# The quality page is tested in a real browser. Debian's; elsewhere install any chromium, or those tests are skipped.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| { apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium; } >/dev/null \
+	|| echo "no chromium could be installed"
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint browser
 	$(BIN)/pytest
 
 app: install
@@ -37,6 +43,8 @@ poc: install
 
 bench: install
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/crop_loading.py
+	$(BIN)/python benchmarks/dicom_import.py
 
 clean:
 	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

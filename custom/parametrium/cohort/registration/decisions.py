@@ -27,7 +27,7 @@ NUMBERS = (
     "share_after",  # of the smaller body, how much the other volume sees
     "translation_mm",  # of the middle of the body
     "rotation_deg",
-    "halves_mm",  # by how much two halves of the body disagree on where its middle goes
+    "halves_mm",  # by how much two halves of the body disagree on where it goes
 )
 COLUMNS = (*NAMES, *NUMBERS, "moved")
 

@@ -19,7 +19,7 @@ from parametrium.training.run_folder import judge
 HOSPITALS = {"north": ("CT", "T1", "T2"), "east": ("CT", "CBCT"), "south": ("T2", "ADC", "PET")}
 """What the demonstration hospitals have; each shares a modality with another one."""
 
-PATIENTS = 36
+PATIENTS = 30
 """Patients of each hospital."""
 
 HELD_OUT = 1 / 3

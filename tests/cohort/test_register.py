@@ -43,6 +43,8 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         misregistration_mm=DISPLACED_MM,
         jobs=1,
     )
+    rows = [cells for cells in _rows(folder) if cells["path"] != "p001/s0/T2.nii.gz"]  # three pairs tell enough
+    write_rows(folder / "cohort.csv", rows)
     return folder
 
 
@@ -84,7 +86,7 @@ def _organs(folder: Path, patient: str) -> np.ndarray:
 
 def test_every_displaced_volume_comes_back_to_its_organs(registered: tuple[Path, RegistrationReport]) -> None:
     folder, report = registered
-    assert report.summary() == {"accepted": 4, "skipped": 0, "lost": 0}
+    assert report.summary() == {"accepted": 3, "skipped": 0, "lost": 0}
     for patient in read_cohort(folder, VOCABULARY).patients:
         index = int(patient.name[1:])
         setup = setup_pose(SEED, SITE, index, 0)
@@ -450,26 +452,40 @@ def test_tables_that_cannot_be_written_are_an_error_without_names(
     assert "SENTINEL" not in str(caught.value)
 
 
+def _there_and_back(target: Volume, moving: Volume) -> tuple[Judgement, float]:
+    """A volume that lies on its target is moved by 15 mm and 7 degrees; the verdict and the body's distance to home."""
+    onto, home = load_scan(target), load_scan(moving)
+    assert isinstance(onto, Scan)
+    assert isinstance(home, Scan)
+    middle = np.eye(4)
+    middle[:3, 3] = home.centre
+    away = middle @ rigid(np.array([9.0, -12.0, 4.0]), np.radians([4.0, -3.0, 5.0])) @ np.linalg.inv(middle)
+    moved = load_scan(replace(moving, moved=rigid_of(away)))
+    assert isinstance(moved, Scan)
+    judgement = judge(onto, moved, 0)
+    if judgement.there is None:
+        return judgement, np.inf
+    points = home.origin + GRID_MM * np.argwhere(home.body)
+    error = (judgement.there @ away - np.eye(4))[:3] @ np.c_[points, np.ones(len(points))].T
+    return judgement, float(np.linalg.norm(error, axis=0).mean())
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize(("modality", "limit_mm"), [("FLAIR", 1.0), ("T1c", 2.0)])
 def test_a_real_head_comes_back_within_a_voxel(real_data: Path, modality: str, limit_mm: float) -> None:
     """Voxels are 2 x 2 x 7.5 mm; one patient's FLAIR to itself, and T1c to FLAIR."""
     folder = real_data / "cohorts" / "glioma" / "TCGA_CS_4944"
-    moving = Volume("p", "s", 0, modality, folder / f"{modality}.nii.gz", "f")
-    target = load_scan(Volume("p", "s", 0, "FLAIR", folder / "FLAIR.nii.gz", "f"))
-    place = load_scan(moving)
-    assert isinstance(target, Scan)
-    assert isinstance(place, Scan)
-    middle = np.eye(4)
-    middle[:3, 3] = place.centre
-    away = middle @ rigid(np.array([9.0, -12.0, 4.0]), np.radians([4.0, -3.0, 5.0])) @ np.linalg.inv(middle)
-    moved = load_scan(replace(moving, moved=rigid_of(away)))
-    assert isinstance(moved, Scan)
-    judgement = judge(target, moved, 0)
+    flair, moving = (Volume("p", "s", 0, name, folder / f"{name}.nii.gz", "f") for name in ("FLAIR", modality))
+    judgement, error = _there_and_back(flair, moving)
     assert judgement.verdict is Verdict.ACCEPTED
-    assert judgement.there is not None
-    points = np.c_[
-        place.origin + GRID_MM * np.argwhere(place.body)[::50], np.ones(len(np.argwhere(place.body)[::50]))
-    ].T
-    error = np.linalg.norm((judgement.there @ away @ points - points)[:3], axis=0)
-    assert error.mean() < limit_mm
+    assert error < limit_mm
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("patient", ["STS_014", "STS_037"])
+def test_a_piece_of_a_limb_that_fits_anywhere_is_refused(real_data: Path, patient: str) -> None:
+    """Cropped around a tumour: 10 cm of a thigh tell PET neither its height nor its turn."""
+    folder = real_data / "cohorts" / "sarcoma" / patient
+    ct_, pet = (Volume("p", "s", 0, name, folder / f"{name}.nii.gz", "f") for name in ("CT", "PET"))
+    judgement, error = _there_and_back(ct_, pet)
+    assert judgement.verdict is not Verdict.ACCEPTED, error

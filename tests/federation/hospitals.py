@@ -1,13 +1,10 @@
-"""Hospitals for tests of the federation: small cohorts, a sentinel wherever something could leak, and the search."""
+"""Hospitals for tests of the federation: small cohorts, and a sentinel wherever something could leak."""
 
-import base64
-import io
 import json
 import os
 import subprocess
 import sys
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,7 @@ import nibabel
 import yaml
 
 from cohort_files import ct, grid_affine, row, write_rows
-
-SENTINEL = "QuixotryZephyrSentinel"
-"""Letters only: it survives in file names, codes and headers alike."""
+from sentinel import SENTINEL
 
 FAULTS = Path(__file__).parent / "faults"
 PARAMETRIUM = str(Path(sys.executable).with_name("parametrium"))
@@ -96,38 +91,3 @@ def run_command(*arguments: str | Path, env: Mapping[str, str]) -> subprocess.Co
     """The command line, as a user types it."""
     command = [PARAMETRIUM, *map(str, arguments)]
     return subprocess.run(command, env=dict(env), capture_output=True, timeout=240, check=False)
-
-
-# ---------------------------------------------------------------------------------------------------------- search
-
-
-def spellings(text: str) -> list[bytes]:
-    """A text as it could stand in a file: utf-8, utf-16 in both orders, base64 at its three alignments, hexadecimal."""
-    found = [text.encode(), text.encode("utf-16-le"), text.encode("utf-16-be"), text.encode().hex().encode()]
-    for offset in range(3):
-        raw = b"\0" * offset + text.encode()
-        inner = base64.b64encode(raw[: len(raw) // 3 * 3])
-        found.append(inner[4:] if offset else inner)
-    return found
-
-
-def leaks(*places: Path) -> list[str]:
-    """Files below the places that hold the sentinel, in their names or in what they say; archives are looked into."""
-    needles = [needle.lower() for needle in spellings(SENTINEL)]
-    found = []
-    for place in places:
-        for name, content in _contents(place):
-            if any(needle in name.lower().encode() or needle in content.lower() for needle in needles):
-                found.append(name)
-    return found
-
-
-def _contents(place: Path) -> Iterator[tuple[str, bytes]]:
-    assert place.exists(), place
-    for path in [place] if place.is_file() else sorted(place.rglob("*")):
-        name = str(path.relative_to(place)) if path != place else path.name
-        content = path.read_bytes() if path.is_file() else b""
-        yield name, content
-        if content[:4] == b"PK\x03\x04":
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                yield from ((f"{name}/{member}", archive.read(member)) for member in archive.namelist())

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from hospitals import SENTINEL, environment, write_job, write_site
+from hospitals import environment, write_job, write_site
 
 from parametrium.config import JobConfig, load_job
 from parametrium.errors import FederationError, public_text
@@ -21,6 +21,7 @@ from parametrium.federation.link import TrainerFailedError, TrainerLink
 from parametrium.objectives.registry import initial_tensors
 from parametrium.site.worker import FAILED, ORPHANED
 from parametrium.training.update import check_update
+from sentinel import SENTINEL
 
 pytestmark = pytest.mark.multiprocess
 

@@ -7,7 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hospitals import SENTINEL, environment, leaks, write_job, write_site
+from hospitals import environment, write_job, write_site
+
+from sentinel import SENTINEL, leaks
 
 REHEARSAL = Path(__file__).parent.parent.parent / "poc" / "run.py"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hospitals import SENTINEL, environment, leaks, run_command, spellings, write_config, write_job, write_site
+from hospitals import environment, run_command, write_config, write_job, write_site
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from parametrium.model.modality import Owner, tensor_owners
 from parametrium.objectives.registry import build_model
 from parametrium.training.checkpoint import load_checkpoint
 from parametrium.training.run_folder import judge, read_lines
+from sentinel import SENTINEL, leaks, spellings
 
 pytestmark = pytest.mark.multiprocess
 

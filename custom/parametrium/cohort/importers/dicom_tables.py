@@ -110,7 +110,7 @@ def write_tables(ledger: Ledger, folder: Path) -> None:
     extra = sorted({column for (cells,) in kept for column in json.loads(cells)} - {"frame"})
     masks = list(_mask_rows(ledger))
     if masks or (folder / "masks.csv").exists():
-        columns = (*MASK_COLUMNS, "moved") if "moved" in extra else MASK_COLUMNS
+        columns = (*MASK_COLUMNS, "moved") if any("moved" in row for row in masks) else MASK_COLUMNS
         write_table(folder / "masks.csv", columns, masks)
     write_table(folder / "problems.csv", PROBLEM_COLUMNS, map(_problem_row, problems(ledger)))
     volumes = list(_volume_rows(ledger))

@@ -100,9 +100,15 @@ def write_listing(listing: Listing, cohort: Path, options: Options, *, secret: P
         secret: the site's secret for pseudonyms, made on first use; None puts it beside the cohort folder.
 
     Raises:
-        CohortError: PM204 a modality is unknown and neither renamed nor dropped, nothing is left to take, or the
-            folder cannot be written.
+        CohortError: PM204 a modality is unknown and neither renamed nor dropped, nothing is left to take, the folder
+            holds a cohort made of DICOM, or it cannot be written.
     """
+    if (cohort / ".import").exists():
+        raise CohortError(
+            Code.COHORT_IMPORT,
+            "the cohort folder holds a cohort made of DICOM, whose tables would be lost; choose another folder",
+            site_detail=str(cohort),
+        )
     refuse_unknown((scan.name for scan in listing.scans), options)
     secret_path = secret or cohort.absolute().with_name(f"{cohort.absolute().name}.secret")
     key = site_secret(secret_path)

@@ -314,14 +314,18 @@ def _volume_rows(found: Findings, flags: Mapping[int, list[str]]) -> dict[str, A
                 _times(m.shape, "d"),
                 _times(m.spacing_mm, ".2f"),
                 _times(m.extent_mm, ".0f"),
-                f"{m.body[_MIDDLE]:.4g}",
-                f"{m.body[0]:.4g} to {m.body[-1]:.4g}",
+                _number(m.body[_MIDDLE]),
+                f"{_number(m.body[0])} to {_number(m.body[-1])}",
                 f"{m.body_litres:.1f}",
             ]
         )
     header = ["patient", "study", "day", "modality", "look at", "frame", "voxels", "voxel mm", "extent mm"]
     header += ["median", "range in body", "litres"]
     return _long(header, (2, 6, 7, 8, 9, 10, 11), rows, list(found.measured))
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _times(numbers: Sequence[float], form: str) -> str:

@@ -154,7 +154,7 @@
     await load("niivue.js");
     const made = new window.niivue.Niivue({
       backColor: [0, 0, 0, 1], crosshairColor: [1, 0.69, 0, 0.8], crosshairWidth: 0.6, isRadiologicalConvention: true,
-      sagittalNoseLeft: true, dragAndDropEnabled: false, isColorbar: false, show3Dcrosshair: true, logLevel: "error",
+      sagittalNoseLeft: true, dragAndDropEnabled: false, isColorbar: false, show3Dcrosshair: true, multiplanarLayout: 2, multiplanarShowRender: 1, logLevel: "error",
     });
     await made.attachToCanvas(canvas);
     made.onLocationChange = (place) => {

@@ -145,8 +145,7 @@ def main() -> None:
     report = register_cohort(
         cohort, jobs=arguments.jobs, progress=lambda done, all_: print(f"{done} of {all_}", flush=True)
     )
-    seconds = (time.perf_counter() - started) * arguments.jobs / max(len(report.decisions), 1)
-    print(f"{report.summary()}, {seconds:.1f} s a pair and process\n")
+    print(f"{report.summary()} in {time.perf_counter() - started:.0f} s\n")
     true_pairs(cohort)
     verdicts: dict[str, Counter[str]] = {}
     spent = []

@@ -1,4 +1,10 @@
-"""Whether a pair of scans is registered, with the numbers that say so."""
+"""Whether a pair of scans is registered, with the numbers that say so.
+
+Shared information and overlap of the bodies grow for two strangers too, so they only catch what failed. What tells a
+patient from another, or from her mirror image, is that her halves, registered alone, go to one place, and that she does
+not fit as well with left and right exchanged: 132 of 132 wrong pairs of the phantom are refused, 132 of 132 right ones
+taken. Registering back and composing parts them less well and costs more. All numbers: ``docs/registration.md``.
+"""
 
 import math
 from dataclasses import dataclass, replace

@@ -17,7 +17,7 @@ from parametrium.cohort.registration.align import SMALLEST_SHARE, Matrix, align,
 from parametrium.cohort.registration.scan import GRID_MM, Scan
 from parametrium.cohort.rigid import turn_degrees
 
-_LARGEST_TURN = 15.0  # degrees: patients lie on their backs; a greater turn is a minimum of another valley
+_LARGEST_TURN = 15.0  # degrees: the axes are the patient's own, however she lies; a greater turn fits by chance
 _SMALLEST_OVERLAP = 0.5  # a diffusion map shows no fat: 0.7 is its best
 _SLACK = 0.02  # of overlap: outlines of two modalities differ by more than a small true step changes them
 _LEAST_INFORMATION = 0.98  # of what it was: a pair that is aligned already stays so, but for the sampling

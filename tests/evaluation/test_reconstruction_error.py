@@ -15,7 +15,7 @@ from parametrium.config import JobConfig
 from parametrium.evaluation.crops import volume_crops
 from parametrium.evaluation.measure import measure_reconstruction
 from parametrium.evaluation.reconstruction import modality_means, neighbour_mean, reconstruction_errors
-from parametrium.model.masking import random_mask
+from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import gather, patchify
 from parametrium.objectives.reconstruction import MaskedReconstruction
 from parametrium.objectives.registry import PretrainingModel, build_model
@@ -74,7 +74,7 @@ def test_the_modality_mean_equals_a_loop_over_patches(make_job: MakeJob, target:
     generator = torch.Generator().manual_seed(job.seed)
     errors: dict[str, list[float]] = {"CT": [], "T1": []}
     for item in volume_crops(patients, job, "a", "reconstruction"):
-        _, masked = random_mask(3, 64, 0.75, generator)
+        _, masked = draw_mask(3, (4, 4, 4), 0.75, generator)
         for row in range(3):
             for patch in masked[row].tolist():
                 box = tuple(slice(4 * n, 4 * n + 4) for n in (patch // 16, patch // 4 % 4, patch % 4))
@@ -142,7 +142,7 @@ def test_the_neighbour_mean_equals_a_loop(grid: tuple[int, int, int], ratio: flo
         return
     generator = torch.Generator().manual_seed(seed)
     patches = torch.randn(2, count, 8, generator=generator)
-    visible, masked = random_mask(2, count, ratio, generator)
+    visible, masked = draw_mask(2, grid, ratio, generator)
     found = neighbour_mean(patches, visible, masked, grid)
     for row in range(2):
         means = patches[row].double().mean(-1).numpy()
@@ -153,7 +153,7 @@ def test_the_neighbour_mean_equals_a_loop(grid: tuple[int, int, int], ratio: flo
 def test_masked_patches_do_not_enter_the_neighbour_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(1, 64, 8, generator=generator)
-    visible, masked = random_mask(1, 64, 0.75, generator)
+    visible, masked = draw_mask(1, (4, 4, 4), 0.75, generator)
     disturbed = patches.clone()
     disturbed[0, masked[0]] = 1e6
     results = [neighbour_mean(p, visible, masked, (4, 4, 4)) for p in (patches, disturbed)]

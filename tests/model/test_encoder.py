@@ -59,21 +59,13 @@ def test_the_order_of_patches_does_not_matter() -> None:
 
 def test_attention_weights_reproduce_attention() -> None:
     torch.manual_seed(0)
-    attention = Attention(24, 2)
+    attention = Attention(24, 1)
     x = torch.randn(2, 7, 24)
     weights = attention.weights(x)
-    assert torch.allclose(weights.sum(-1), torch.ones(2, 2, 7), atol=1e-6)
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 1, 7), atol=1e-6)
     _, _, v = attention._split(x, None)
     by_hand = attention.project((weights @ v).transpose(1, 2).flatten(2))
     assert torch.allclose(by_hand, attention(x), atol=1e-5)
-
-
-def test_class_attention_is_the_last_blocks() -> None:
-    encoder = small_encoder()
-    attention = encoder.class_attention(torch.randn(2, 8, 24))
-    assert attention.shape == (2, 8)
-    assert (attention.sum(1) <= 1 + 1e-6).all()
-    assert (attention >= 0).all()
 
 
 def test_presets_have_the_sizes_they_are_named_for() -> None:

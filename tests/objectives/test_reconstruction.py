@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from parametrium.config import JobConfig
 from parametrium.data.batch import Batch, CropRequest
-from parametrium.model.masking import random_mask
+from parametrium.model.masking import draw_mask
 from parametrium.model.modality import tensor_owners
 from parametrium.model.position import grid_positions
 from parametrium.objectives import contrastive, reconstruction
@@ -81,7 +81,7 @@ def test_the_loss_equals_a_loop_over_patches(make_job: MakeJob, make_batch: Make
     model, objective = model_for(make_job, "masked_reconstruction", target=target)
     batch = ragged_body(make_batch([[0, 1], [2], [1, 2]]))
     outcome = objective(model.encoder, batch, seeded())
-    visible, masked = random_mask(5, GRID**3, 0.75, seeded())
+    visible, masked = draw_mask(5, (GRID,) * 3, 0.75, seeded())
     errors = []
     for row in range(5):
         one = slice(row, row + 1)
@@ -106,7 +106,7 @@ def test_the_loss_ignores_visible_and_background_and_sees_the_rest(make_job: Mak
     model, objective = model_for(make_job, "masked_reconstruction")
     objective.decoder = Silence()
     batch = ragged_body(make_batch([[0], [1]]))
-    visible, masked = random_mask(2, GRID**3, 0.75, seeded())
+    visible, masked = draw_mask(2, (GRID,) * 3, 0.75, seeded())
     background = [patch for patch in masked[0].tolist() if not counts(batch.body, 0, patch)]
     foreground = [patch for patch in masked[0].tolist() if counts(batch.body, 0, patch)]
     assert background
@@ -126,7 +126,7 @@ def test_the_loss_ignores_visible_and_background_and_sees_the_rest(make_job: Mak
 def test_masked_voxels_do_not_leak_into_the_prediction(make_job: MakeJob, make_batch: MakeBatch) -> None:
     model, objective = model_for(make_job, "masked_reconstruction")
     batch = make_batch([[0], [1]])
-    visible, masked = random_mask(2, GRID**3, 0.75, seeded())
+    visible, masked = draw_mask(2, (GRID,) * 3, 0.75, seeded())
 
     def predict(images: Tensor) -> Tensor:
         return objective.predict(model.encoder, images, batch.modality, visible, masked)[0]
@@ -144,7 +144,7 @@ def test_what_the_network_predicts_for_a_place_does_not_depend_on_the_other_want
 ) -> None:
     model, objective = model_for(make_job, "masked_reconstruction")
     batch = make_batch([[0]])
-    visible, masked = random_mask(1, GRID**3, 0.75, seeded())
+    visible, masked = draw_mask(1, (GRID,) * 3, 0.75, seeded())
     few = masked[:, 3:5]
     full = objective.predict(model.encoder, batch.images, batch.modality, visible, masked)[0]
     alone = objective.predict(model.encoder, batch.images, batch.modality, visible, few)[0]
@@ -157,7 +157,7 @@ def test_a_patch_counts_from_a_fifth_of_body(
 ) -> None:
     model, objective = model_for(make_job, "masked_reconstruction")
     batch = make_batch([[0]])
-    _, masked = random_mask(1, GRID**3, 0.75, seeded())
+    _, masked = draw_mask(1, (GRID,) * 3, 0.75, seeded())
     body = torch.zeros_like(batch.body)
     body[0][voxels_of(int(masked[0, 0]))] = torch.arange(PATCH**3).reshape(PATCH, PATCH, PATCH) < voxels
     outcome = objective(model.encoder, replace(batch, body=body), seeded())
@@ -255,7 +255,7 @@ def test_masked_patches_are_filled_voxel_by_voxel_from_the_source(
     objective(model.encoder, batch, seeded())
     generator = seeded()
     anchor, source = draw_pairs(batch, generator)
-    visible, masked = random_mask(len(anchor), GRID**3, 0.75, generator)
+    visible, masked = draw_mask(len(anchor), (GRID,) * 3, 0.75, generator)
     assert anchor.tolist() == [0, 1, 3, 4, 5]  # patient 1 has nothing to be filled with
     (own, own_modality, own_mm), (filled, filled_modality, filled_mm) = recorder.calls
     places = grid_positions((16, 16, 16), PATCH, (3.0, 3.0, 3.0))
@@ -279,7 +279,7 @@ def test_the_cross_modal_loss_equals_a_loop_over_patches(make_job: MakeJob, make
     outcome = objective(model.encoder, batch, seeded())
     generator = seeded()
     anchor, source = draw_pairs(batch, generator)
-    visible, masked = random_mask(len(anchor), GRID**3, 0.75, generator)
+    visible, masked = draw_mask(len(anchor), (GRID,) * 3, 0.75, generator)
     errors = []
     for row, (a, s) in enumerate(zip(anchor.tolist(), source.tolist(), strict=True)):
         predicted, true = objective.predict(
@@ -305,7 +305,7 @@ def test_the_cross_modal_loss_equals_a_loop_over_patches(make_job: MakeJob, make
 def test_masked_voxels_do_not_leak_into_the_cross_modal_prediction(make_job: MakeJob, make_batch: MakeBatch) -> None:
     model, objective = model_for(make_job, "cross_modal_reconstruction")
     batch = make_batch([[0, 1]])
-    visible, masked = random_mask(1, GRID**3, 0.75, seeded())
+    visible, masked = draw_mask(1, (GRID,) * 3, 0.75, seeded())
 
     def predict(image: Tensor, fill: Tensor) -> Tensor:
         one, other = batch.modality[:1], batch.modality[1:]

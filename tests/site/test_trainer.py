@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -354,3 +355,43 @@ def timeless(path: Path) -> list[Any]:
 
 def without_seconds(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "train/seconds"}
+
+
+def rounds_of(job: JobConfig, folder: Path, name: str, **how: bool) -> dict[str, Tensor]:
+    """The tensors that one round changed, as the site's trainer is set."""
+    places = {"cohort": str(folder), "cache": str(folder.parent / "cache"), "state": str(folder.parent / name)}
+    site = SiteConfig(site="clinic", **places, policy=PolicyConfig(minimum_patients=1, minimum_local_steps=1), **how)
+    trainer = SiteTrainer(job, site, job.name, Path(site.state))
+    trainer.open()
+    tensors = trainer.train(0, initial_tensors(job)).tensors
+    trainer.close()
+    return tensors
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_checkpointing_and_compiling_train_the_same_model(small_job: MakeJob, tmp_path: Path) -> None:
+    folder = tmp_path / "cohort"
+    folder.mkdir()
+    write_rows(folder / "cohort.csv", good_rows(folder, 3))
+    job = small_job(objectives=[{"kind": "masked_reconstruction"}], local_steps=1)
+    plain = rounds_of(job, folder, "plain")
+    again = rounds_of(job, folder, "again", activation_checkpointing=True)
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in plain.items())
+    if shutil.which("g++"):
+        compiled = rounds_of(job, folder, "compiled", compile=True)
+        assert all(torch.allclose(compiled[name], tensor, atol=2e-4) for name, tensor in plain.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_site_without_a_compiler_is_told_before_the_first_round(
+    small_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cohort"
+    folder.mkdir()
+    write_rows(folder / "cohort.csv", good_rows(folder, 3))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    torch._dynamo.reset()
+    with pytest.raises(TrainingError, match=r"PM404.*C\+\+ compiler"):
+        rounds_of(small_job(), folder, "none", compile=True)

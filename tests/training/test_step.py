@@ -170,12 +170,12 @@ def test_a_bad_voxel_stops_the_step_by_name_before_anything_moves(
 
 @pytest.mark.parametrize("where", ["visible", "masked", "uncounted"])
 def test_not_even_a_voxel_that_counts_nowhere_may_be_nan(make_job: MakeJob, make_batch: MakeBatch, where: str) -> None:
-    from parametrium.model.masking import random_mask
+    from parametrium.model.masking import draw_mask
 
     job = make_job(precision="fp32")
     state = new_state(job, CPU)
     batch = make_batch([[0], [1]])
-    visible, masked = random_mask(2, 64, 0.75, step_generator(job.seed, "alpha", 0, KINDS[0]))
+    visible, masked = draw_mask(2, (4, 4, 4), 0.75, step_generator(job.seed, "alpha", 0, KINDS[0]))
     patch = int((visible if where == "visible" else masked)[0, 0])
     box = tuple(slice(4 * n, 4 * n + 4) for n in (patch // 16, patch // 4 % 4, patch % 4))
     batch.images[0][box] = float("nan")

@@ -92,6 +92,8 @@ class MaskedReconstructionConfig(_Objective):
     kind: Literal["masked_reconstruction"] = "masked_reconstruction"
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of the patches that the encoder does not see."""
+    mask_unit: Literal[1, 2] = 1
+    """Edge, in patches, of the cubes that are masked together."""
     target: Literal["raw", "patch_normalised"] = "raw"
     """Predict prepared intensities, or intensities standardised within each patch."""
 
@@ -102,6 +104,8 @@ class CrossModalReconstructionConfig(_Objective):
     kind: Literal["cross_modal_reconstruction"] = "cross_modal_reconstruction"
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of the patches that are filled from the other modality and reconstructed."""
+    mask_unit: Literal[1, 2] = 1
+    """Edge, in patches, of the cubes that are filled together."""
     target: Literal["raw", "patch_normalised"] = "raw"
     """Predict prepared intensities, or intensities standardised within each patch."""
 

@@ -62,6 +62,10 @@ class SiteConfig(Strict):
     """auto takes the GPU where there is one."""
     threads: Count = 1
     """CPU threads of the trainer."""
+    compile: bool = False
+    """Whether torch compiles the encoder: faster steps after minutes at the start; needs a C++ compiler."""
+    activation_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass: for a GPU with too little memory, at more time."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Loader processes; 0 loads in the trainer itself."""
     prepare_jobs: Annotated[int, Field(ge=1, le=128)] = 1

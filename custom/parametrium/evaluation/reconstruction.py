@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from parametrium.config import JobConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.evaluation.crops import volume_crops
-from parametrium.model.masking import random_mask
-from parametrium.model.patch_embed import gather, patchify
+from parametrium.model.masking import draw_mask
+from parametrium.model.patch_embed import gather, patch_grid, patchify
 from parametrium.objectives.reconstruction import MaskedReconstruction
 from parametrium.objectives.registry import PretrainingModel
 from parametrium.objectives.target import counting_patches, patch_errors, standardise
@@ -56,20 +56,17 @@ def reconstruction_errors(
         patch = any_model.encoder.shape.patch
         batch = item.batch.to(device)
         patches, body = patchify(batch.images, patch), patchify(batch.body, patch)
-        ratio = _objective(any_model).mask_ratio
-        visible, masked = (index.to(device) for index in random_mask(len(patches), patches.shape[1], ratio, generator))
-        counting = counting_patches(gather(body, masked))
-        true = gather(patches, masked)
-        target = standardise(true, true, _objective(any_model).target)
-        grid = (job.crop[0] // patch, job.crop[1] // patch, job.crop[2] // patch)
+        grid, asked = patch_grid(batch.images, patch), _objective(any_model)
+        visible, masked = draw_mask(len(patches), grid, asked.mask_ratio, generator, asked.mask_unit)
+        hidden = masked.to(device)
+        counting = counting_patches(gather(body, hidden))
+        true = gather(patches, hidden)
+        target = standardise(true, true, asked.target)
         trivial = {
             "modality_mean": torch.full_like(true, means[item.modality]),
-            "neighbour_mean": neighbour_mean(patches, visible, masked, grid)[..., None].expand_as(true),
+            "neighbour_mean": neighbour_mean(patches, visible.to(device), hidden, grid)[..., None].expand_as(true),
         }
-        errors = {
-            name: patch_errors(standardise(guess, true, _objective(any_model).target), target)
-            for name, guess in trivial.items()
-        }
+        errors = {name: patch_errors(standardise(guess, true, asked.target), target) for name, guess in trivial.items()}
         for name, model in models.items():
             predicted, _ = _objective(model).predict(model.encoder, batch.images, batch.modality, visible, masked)
             errors[name] = patch_errors(predicted, target)

@@ -1,6 +1,7 @@
 """Pre-norm transformer blocks (METHODS 8.2): QK-norm, LayerScale, GELU MLP, drop-path; no batch norm anywhere.
 
-B rows, L tokens, K context tokens, C channels, N heads, E = C / N channels of a head.
+B rows, L tokens, K context tokens, C channels, N heads, D = C / N channels of a head, W windows, S slots of a window, X
+extra tokens (class token and registers), which stand before the patches.
 """
 
 import torch
@@ -8,21 +9,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parametrium.model.presets import Architecture
+from parametrium.model.windows import Windows
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm with its weight in the input's type: under autocast torch would else leave its fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to a context (to themselves when none is given), over all tokens.
+    """Multi-head attention of tokens to a context (to themselves when none is given), over all tokens."""
 
-    The windowed form takes this class's place block by block: ``Block`` only knows ``attention(x, context)``.
-    """
-
-    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(context_width or width, 2 * width)
-        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.query_norm = HeadNorm(width // heads, eps=1e-6)
+        self.key_norm = HeadNorm(width // heads, eps=1e-6)
         self.project = nn.Linear(width, width)
 
     def _split(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,20 +37,105 @@ class Attention(nn.Module):
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.key_value(source).unflatten(-1, (2, self.heads, -1)).unbind(2)
         q, k = self.query_norm(q), self.key_norm(k.transpose(1, 2))
-        return q.to(v.dtype), k.to(v.dtype), v.transpose(1, 2)
+        return q, k, v.transpose(1, 2)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """[B, L, C], [B, K, C'] -> [B, L, C]; ``bias`` [B, N, L, K] is added to the scores."""
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None, windows: Windows | None = None
+    ) -> Tensor:
+        """[B, L, C], [B, K, C'] -> [B, L, C].
+
+        Args:
+            x: tokens.
+            context: what they look at; None: themselves.
+            bias: [B, N, L, K], added to the scores.
+            windows: where given, x is extras and then slots, and empty slots are not looked at.
+        """
         q, k, v = self._split(x, context)
-        mixed = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))
+        mask = _keys(windows, x.shape[1]) if bias is None else bias.to(q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, mask)
         out: Tensor = self.project(mixed.transpose(1, 2).flatten(2))
         return out
 
-    def weights(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Attention probabilities [B, N, L, K], for pictures and monitors; rows sum to 1."""
-        q, k, _ = self._split(x, context)
-        scores: Tensor = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        return scores.softmax(-1)
+    def weights(self, x: Tensor, windows: Windows | None = None) -> Tensor:
+        """Attention probabilities [B, 1, L, L], mean over the heads, for pictures and monitors; rows sum to 1."""
+        q, k, _ = self._split(x, None)
+        return _probabilities(q, k, _keys(windows, x.shape[1])).mean(1, keepdim=True)
+
+
+class WindowAttention(Attention):
+    """Each window looks at itself and at the extras, which are replicated into all windows and averaged after.
+
+    The extras see each window by itself; windows without a token do not count in their average (METHODS 3.6).
+
+    Args:
+        width: channels C.
+        heads: N.
+        extras: X, the tokens before the patches.
+    """
+
+    def __init__(self, width: int, heads: int, extras: int) -> None:
+        super().__init__(width, heads)
+        self.extras = extras
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None, windows: Windows | None = None
+    ) -> Tensor:
+        """[B, X + W * S, C] -> the same; without windows over all tokens."""
+        if windows is None:
+            return super().forward(x, context, bias)
+        q, k, v = (self._into(part, windows) for part in self._split(x, None))
+        mixed = F.scaled_dot_product_attention(q, k, v, _keys_by_window(windows, self.extras))
+        mixed = mixed.view(-1, windows.number, *mixed.shape[1:])  # [B, W, N, X + S, D]
+        share = window_shares(windows)
+        patches = mixed[:, :, :, self.extras :].transpose(1, 2).flatten(2, 3)
+        extras = mixed[:, :, :, : self.extras]
+        extras = extras.mean(1) if share is None else (extras * share.to(extras.dtype)[:, :, None, None, None]).sum(1)
+        out: Tensor = self.project(torch.cat([extras, patches], dim=2).transpose(1, 2).flatten(2))
+        return out
+
+    def weights(self, x: Tensor, windows: Windows | None = None) -> Tensor:
+        """[B, W, X + S, X + S]: each window's own probabilities, mean over the heads."""
+        if windows is None:
+            return super().weights(x)
+        q, k, _ = (self._into(part, windows) for part in self._split(x, None))
+        weights = _probabilities(q, k, _keys_by_window(windows, self.extras)).mean(1)
+        return weights.view(-1, windows.number, *weights.shape[1:])
+
+    def _into(self, x: Tensor, windows: Windows) -> Tensor:
+        """[B, N, X + W * S, D] -> [B * W, N, X + S, D]."""
+        extras, slots = x[:, :, : self.extras], x[:, :, self.extras :]
+        slots = slots.reshape(*slots.shape[:2], windows.number, windows.size, -1).transpose(1, 2)
+        extras = extras[:, None].expand(-1, windows.number, -1, -1, -1)
+        return torch.cat([extras, slots], dim=3).flatten(0, 1)
+
+
+def window_shares(windows: Windows) -> Tensor | None:
+    """[B, W] what each window counts in the average of the extras; None where all count alike."""
+    if windows.occupied is None:
+        return None
+    holds = windows.occupied.view(-1, windows.number, windows.size).any(2).float()
+    shares: Tensor = holds / holds.sum(1, keepdim=True).clamp(min=1)
+    return shares
+
+
+def _keys(windows: Windows | None, length: int) -> Tensor | None:
+    """[B, 1, 1, L] True for extras and for occupied slots; None where all are looked at."""
+    if windows is None or windows.occupied is None:
+        return None
+    return F.pad(windows.occupied, (length - windows.occupied.shape[1], 0), value=True)[:, None, None]
+
+
+def _keys_by_window(windows: Windows, extras: int) -> Tensor | None:
+    """[B * W, 1, 1, X + S], likewise."""
+    if windows.occupied is None:
+        return None
+    own = windows.occupied.view(-1, windows.size)
+    return F.pad(own, (extras, 0), value=True)[:, None, None]
+
+
+def _probabilities(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:
+    scores: Tensor = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+    return (scores if keys is None else scores.masked_fill(~keys, -torch.inf)).softmax(-1)
 
 
 class DropPath(nn.Module):
@@ -74,14 +166,22 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention, then x + MLP; with a context the attention looks at it instead of at the tokens themselves."""
+    """x + attention, then x + MLP.
+
+    Args:
+        width: channels C.
+        heads: N.
+        shape: MLP ratio and LayerScale.
+        drop_path: probability of skipping a branch.
+        attention: what mixes the tokens; None: attention over all of them.
+    """
 
     def __init__(
-        self, width: int, heads: int, shape: Architecture, drop_path: float = 0.0, context_width: int | None = None
+        self, width: int, heads: int, shape: Architecture, drop_path: float = 0.0, attention: Attention | None = None
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, context_width)
+        self.attention = attention or Attention(width, heads)
         self.attention_scale = LayerScale(width, shape.layer_scale)
         self.mlp_norm = nn.LayerNorm(width)
         hidden = shape.mlp_ratio * width
@@ -89,8 +189,11 @@ class Block(nn.Module):
         self.mlp_scale = LayerScale(width, shape.layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """[B, L, C], [B, K, C'], [B, N, L, K] -> [B, L, C]."""
-        x = x + self.drop_path(self.attention_scale(self.attention(self.attention_norm(x), context, bias)))
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None, windows: Windows | None = None
+    ) -> Tensor:
+        """[B, L, C] -> [B, L, C]; see ``Attention.forward``."""
+        mixed = self.attention(self.attention_norm(x), context, bias, windows)
+        x = x + self.drop_path(self.attention_scale(mixed))
         out: Tensor = x + self.drop_path(self.mlp_scale(self.mlp(self.mlp_norm(x))))
         return out

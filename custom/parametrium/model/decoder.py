@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from parametrium.model.attention import Block
 from parametrium.model.modality import ByModality, Token
-from parametrium.model.position import distance_bias, position_code
+from parametrium.model.position import Spacing, distance_bias, position_code
 from parametrium.model.presets import Architecture
 
 
@@ -33,7 +33,7 @@ class Decoder(nn.Module):
         self,
         modalities: Sequence[str],
         shape: Architecture,
-        spacing_mm: tuple[float, float, float],
+        spacing_mm: Spacing,
         *,
         mask_token: bool = True,
     ) -> None:

@@ -1,6 +1,9 @@
 """The 3D vision transformer: one volume at a time, so that any subset of modalities works by construction.
 
-B volumes, L patches, K visible patches, V voxels of a patch, E extra tokens (class token and registers), C channels.
+Most blocks look at windows of 4^3 patches, every few at all (ViTDet; METHODS 8.2). Extras are in every window.
+
+B volumes, L patches, K visible patches, V voxels of a patch, X extra tokens (class token and registers), C channels, W
+windows, S slots of a window.
 """
 
 from collections.abc import Sequence
@@ -8,12 +11,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from parametrium.model.attention import Block
+from parametrium.model.attention import Attention, Block, WindowAttention
 from parametrium.model.modality import ByModality, Token
-from parametrium.model.patch_embed import patchify
-from parametrium.model.position import grid_positions, position_code
+from parametrium.model.patch_embed import gather, padded, patch_grid, patchify
+from parametrium.model.position import Spacing, grid_positions, position_code
 from parametrium.model.presets import Architecture
+from parametrium.model.windows import Windows, windows_of
 
 VARIANCE_FLOOR = 1e-6
 """Added to the variance of tokens, so that the slope of its root stays finite."""
@@ -24,7 +29,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         cls: [B, C] class token.
-        registers: [B, E - 1, C].
+        registers: [B, X - 1, C].
         patches: [B, K, C].
     """
 
@@ -43,25 +48,54 @@ class Encoded(NamedTuple):
         return torch.cat([self.patches.mean(1), (variance + VARIANCE_FLOOR).sqrt()], dim=-1)
 
 
+class AttentionMap(NamedTuple):
+    """What one block's tokens look at, mean over the heads.
+
+    Attributes:
+        weights: [B, W, X + S, X + S] of windows, or [B, 1, X + W * S, X + W * S] of all tokens; rows sum to 1. An empty
+            slot is never looked at.
+        local: whether it is of windows.
+    """
+
+    weights: Tensor
+    local: bool
+
+
 class Encoder(nn.Module):
     """Patch embedding a modality, fixed positions, class token and registers, pre-norm blocks.
 
     Args:
         modalities: the job's modalities, in order.
         shape: sizes.
+
+    Attributes:
+        activation_checkpointing: whether training keeps only the blocks' inputs and computes the rest again in the
+            backward pass: less memory, more time, the same gradients.
     """
 
     def __init__(self, modalities: Sequence[str], shape: Architecture) -> None:
         super().__init__()
         self.shape = shape
         self.modalities = tuple(modalities)
+        self.activation_checkpointing = False
         voxels = shape.patch**3
         self.patch_embed = ByModality("embed", modalities, [nn.Linear(voxels, shape.width) for _ in modalities])
         self.modality_token = ByModality("embed", modalities, [Token(shape.width) for _ in modalities])
-        self.extra_tokens = nn.Parameter(torch.randn(1 + shape.registers, shape.width) * 0.02)
-        rates = [shape.drop_path * layer / max(shape.depth - 1, 1) for layer in range(shape.depth)]
-        self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape, rate) for rate in rates)
+        self.extra_tokens = nn.Parameter(torch.randn(self.extras, shape.width) * 0.02)
+        self.blocks = nn.ModuleList(self._block(layer) for layer in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width)
+
+    def _block(self, layer: int) -> Block:
+        shape = self.shape
+        rate = shape.drop_path * layer / max(shape.depth - 1, 1)
+        attends_all = (layer + 1) % shape.global_every == 0 or layer == shape.depth - 1
+        attention = None if attends_all else WindowAttention(shape.width, shape.heads, self.extras)
+        return Block(shape.width, shape.heads, shape, rate, attention)
+
+    @property
+    def extras(self) -> int:
+        """X: class token and registers."""
+        return 1 + self.shape.registers
 
     def embed(self, patches: Tensor, modality: Tensor, positions_mm: Tensor) -> Tensor:
         """Patches to tokens.
@@ -77,30 +111,63 @@ class Encoder(nn.Module):
         tokens = self.modality_token(self.patch_embed(patches, modality), modality)
         return tokens + position_code(positions_mm, self.shape.width).to(tokens.dtype)  # type: ignore[no-any-return]
 
-    def forward(self, tokens: Tensor) -> Encoded:
-        """[B, K, C] tokens -> class token, registers and patch tokens."""
-        x = self._with_extras(tokens)
+    def forward(self, tokens: Tensor, windows: Windows | None = None) -> Encoded:
+        """[B, K, C] tokens -> class token, registers and patch tokens.
+
+        Args:
+            tokens: from ``embed``.
+            windows: of the same patches, see ``windows_of``; None makes all of them one window.
+        """
+        x = self._arranged(tokens, windows)
         for block in self.blocks:
-            x = block(x)
-        cls, registers, patches = self.norm(x).split([1, self.shape.registers, tokens.shape[1]], dim=1)
-        return Encoded(cls.squeeze(1), registers, patches)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, None, None, windows, use_reentrant=False)
+            else:
+                x = block(x, windows=windows)
+        cls, registers, patches = self.norm(x).split([1, self.extras - 1, x.shape[1] - self.extras], dim=1)
+        return Encoded(cls.squeeze(1), registers, patches if windows is None else windows.restore(patches))
 
-    def encode(self, volumes: Tensor, modality: Tensor, spacing_mm: tuple[float, float, float]) -> Encoded:
-        """All patches of [B, D, H, W] crops, for features and pictures."""
-        crop = (volumes.shape[1], volumes.shape[2], volumes.shape[3])
-        positions = grid_positions(crop, self.shape.patch, spacing_mm).to(volumes.device)
-        encoded: Encoded = self(self.embed(patchify(volumes, self.shape.patch), modality, positions))
-        return encoded
+    def encode(self, volumes: Tensor, modality: Tensor, spacing_mm: Spacing, visible: Tensor | None = None) -> Encoded:
+        """Encodes [B, D, H, W] crops of any size, all of their patches or some; see ``tokens``."""
+        return self(*self.tokens(volumes, modality, spacing_mm, visible))  # type: ignore[no-any-return]
 
-    def class_attention(self, tokens: Tensor) -> Tensor:
-        """[B, K] attention of the last block's class token to the patches, mean over heads; sums to at most 1."""
-        x = self._with_extras(tokens)
-        for block in list(self.blocks)[:-1]:
-            x = block(x)
-        last = self.blocks[-1]
-        weights: Tensor = last.attention.weights(last.attention_norm(x))  # type: ignore[union-attr,operator]
-        return weights.mean(1)[:, 0, 1 + self.shape.registers :]
+    def tokens(
+        self, volumes: Tensor, modality: Tensor, spacing_mm: Spacing, visible: Tensor | None = None
+    ) -> tuple[Tensor, Windows | None]:
+        """Tokens of crops and their windows, as ``forward`` takes them.
 
-    def _with_extras(self, tokens: Tensor) -> Tensor:
+        Args:
+            volumes: [B, D, H, W]; the patches at the end are filled with zeros where an axis is no multiple.
+            modality: [B].
+            spacing_mm: voxel spacing of the crops.
+            visible: [B, K] patch indices, on the CPU so that laying out windows waits for no GPU; None: all patches.
+
+        Returns:
+            [B, K, C] and the layout of the same patches.
+        """
+        patch = self.shape.patch
+        patches = patchify(padded(volumes, patch), patch)
+        positions = grid_positions((volumes.shape[1], volumes.shape[2], volumes.shape[3]), patch, spacing_mm)
+        if visible is None:
+            visible = torch.arange(len(positions)).expand(len(volumes), -1)
+        else:
+            patches, positions = gather(patches, visible.to(volumes.device)), positions[visible]
+        windows = windows_of(visible, patch_grid(volumes, patch))
+        tokens = self.embed(patches, modality, positions.to(volumes.device))
+        return tokens, None if windows is None else windows.to(volumes.device)
+
+    def attention_maps(self, tokens: Tensor, windows: Windows | None = None) -> list[AttentionMap]:
+        """What every block looks at, from the first to the last; for monitors, without gradient."""
+        maps = []
+        with torch.no_grad():
+            x = self._arranged(tokens, windows)
+            for block in self.blocks:
+                attention: Attention = block.attention  # type: ignore[assignment]
+                weights = attention.weights(block.attention_norm(x), windows)  # type: ignore[operator]
+                maps.append(AttentionMap(weights, windows is not None and isinstance(attention, WindowAttention)))
+                x = block(x, windows=windows)
+        return maps
+
+    def _arranged(self, tokens: Tensor, windows: Windows | None) -> Tensor:
         extras = self.extra_tokens.to(tokens.dtype).expand(len(tokens), -1, -1)
-        return torch.cat([extras, tokens], dim=1)
+        return torch.cat([extras, tokens if windows is None else windows.arrange(tokens)], dim=1)

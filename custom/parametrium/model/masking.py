@@ -1,28 +1,54 @@
-"""Which patches the encoder sees."""
+"""Which patches the encoder sees: the same share of every window, so that windows stay dense (METHODS 8.2)."""
 
 import torch
 from torch import Tensor
 
+from parametrium.model.windows import Grid, window_numbers
+
 
 def visible_count(patches: int, mask_ratio: float) -> int:
-    """Patches that stay visible: at least one, and at least one is masked where the ratio is above zero."""
-    if mask_ratio == 0:
+    """Patches of a window that stay visible: at least one, and one is masked where the ratio is above zero."""
+    if mask_ratio == 0 or patches == 1:
         return patches
     return min(max(round(patches * (1 - mask_ratio)), 1), patches - 1)
 
 
-def random_mask(batch: int, patches: int, mask_ratio: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws visible and masked patches, the same number in every row.
+def draw_mask(
+    batch: int, grid: Grid, mask_ratio: float, generator: torch.Generator, unit: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Draws visible and masked patches: the same number in every row, and in each window its share.
 
     Args:
         batch: rows B.
-        patches: patches L of a row.
+        grid: patches along D, H, W; L in all.
         mask_ratio: share that is masked.
         generator: CPU generator; masks are equal on every device.
+        unit: edge, in patches, of the cubes that are masked together. Where a window's share is no multiple of a cube,
+            one cube of it is split.
 
     Returns:
         visible [B, K] and masked [B, L - K] patch indices, each ascending; together they are 0 .. L - 1.
     """
-    order = torch.rand(batch, patches, generator=generator).argsort(dim=1)
-    count = visible_count(patches, mask_ratio)
-    return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
+    windows = window_numbers(grid)
+    scores = torch.rand(batch, len(windows), generator=generator)
+    if unit > 1:
+        cubes = _cubes(grid, unit)
+        rank = torch.rand(batch, int(cubes.max()) + 1, generator=generator).argsort(dim=1)
+        scores = rank[:, cubes] + scores  # a cube's patches lie beside each other in the order
+    order = scores.argsort(dim=1)
+    order = order.gather(1, windows[order].argsort(dim=1, stable=True))  # by window, within it by chance
+    visible = torch.cat(_shares(windows, mask_ratio))
+    return order[:, visible].sort(dim=1).values, order[:, ~visible].sort(dim=1).values
+
+
+def _shares(windows: Tensor, mask_ratio: float) -> list[Tensor]:
+    """For each window, True for as many places as it shows."""
+    sizes: list[int] = torch.bincount(windows).tolist()
+    return [torch.arange(size) < visible_count(size, mask_ratio) for size in sizes]
+
+
+def _cubes(grid: Grid, unit: int) -> Tensor:
+    """[L] the cube of each patch."""
+    d, h, w = torch.meshgrid(*(torch.arange(extent) // unit for extent in grid), indexing="ij")
+    counts = [-(-extent // unit) for extent in grid]
+    return ((d * counts[1] + h) * counts[2] + w).flatten()

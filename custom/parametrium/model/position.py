@@ -9,6 +9,9 @@ import math
 import torch
 from torch import Tensor
 
+Spacing = tuple[float, float, float]
+"""Voxel edges, millimetres along right, anterior, superior."""
+
 UNIT_MM = 100.0
 """u = offset from the crop's centre in units of this."""
 
@@ -16,16 +19,21 @@ HIGHEST = 32.0
 """F_max: the highest angular frequency is pi * F_max / 2 per unit, a wavelength of 12.5 mm."""
 
 
-def grid_positions(crop: tuple[int, int, int], patch: int, spacing_mm: tuple[float, float, float]) -> Tensor:
+def grid_positions(crop: tuple[int, int, int], patch: int, spacing_mm: Spacing) -> Tensor:
     """Centres of a crop's patches relative to the crop's centre.
+
+    Args:
+        crop: voxels of the crop; where they are no multiple of the patch, the last patch reaches beyond the crop.
+        patch: edge of a patch, voxels.
+        spacing_mm: voxel spacing.
 
     Returns:
         [L, 3] float32 millimetres along right, anterior, superior, in the order of ``patchify``.
     """
     axes = []
     for extent, spacing in zip(crop, spacing_mm, strict=True):
-        count = extent // patch
-        axes.append((torch.arange(count, dtype=torch.float32) - (count - 1) / 2) * patch * spacing)
+        starts = torch.arange(0, extent, patch, dtype=torch.float32)
+        axes.append((starts + (patch - extent) / 2) * spacing)
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
 
 

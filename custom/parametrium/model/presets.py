@@ -22,6 +22,7 @@ class Architecture:
         mlp_ratio: hidden channels of the MLP over C.
         layer_scale: initial scale of a residual branch (METHODS 8.2: .1; 1e-5 is slow in small budgets).
         drop_path: probability of skipping a residual branch in training, at the last block (linear from 0).
+        global_every: every so many blocks, and in the last one, tokens look at all others and not only at their window.
     """
 
     patch: int
@@ -35,13 +36,16 @@ class Architecture:
     mlp_ratio: int = 4
     layer_scale: float = 0.1
     drop_path: float = 0.0
+    global_every: int = 3
 
 
 PRESETS = {
     "tiny": Architecture(
-        8, width=96, depth=4, heads=3, decoder_width=96, decoder_depth=2, decoder_heads=3, registers=2
+        8, width=96, depth=4, heads=3, decoder_width=96, decoder_depth=2, decoder_heads=3, registers=2, global_every=2
     ),
-    "small": Architecture(8, width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=6),
+    "small": Architecture(
+        8, width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=6, drop_path=0.1
+    ),
     "base": Architecture(
         8, width=768, depth=12, heads=12, decoder_width=384, decoder_depth=4, decoder_heads=12, drop_path=0.1
     ),

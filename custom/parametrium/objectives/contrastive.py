@@ -13,11 +13,11 @@ from parametrium.clinical.similarity import Similarity, gower
 from parametrium.config import ClinicalVariable, SoftContrastiveConfig
 from parametrium.data.batch import Batch, CropRequest
 from parametrium.model.encoder import Encoder
-from parametrium.model.masking import random_mask
-from parametrium.model.patch_embed import gather, patchify
+from parametrium.model.masking import draw_mask
+from parametrium.model.patch_embed import patch_grid
+from parametrium.model.position import Spacing
 from parametrium.model.presets import Architecture
 from parametrium.objectives.objective import Objective, Outcome, count
-from parametrium.objectives.reconstruction import Spacing, crop_positions
 
 PROJECTION = 128
 """Channels Z of the projection."""
@@ -102,11 +102,7 @@ class SoftContrastive(Objective):
 
     def views(self, encoder: Encoder, images: Tensor, modality: Tensor, visible: Tensor) -> Tensor:
         """[B / crops, 2 C] pooled views: each the mean over its crops [B, D, H, W] of their visible patches [B, K]."""
-        patches = patchify(images, encoder.shape.patch)
-        positions = crop_positions(images, encoder.shape.patch, self.spacing_mm)
-        if visible.shape[1] < patches.shape[1]:
-            patches, positions = gather(patches, visible), positions[visible]
-        pooled: Tensor = encoder(encoder.embed(patches, modality, positions)).pooled
+        pooled: Tensor = encoder.encode(images, modality, self.spacing_mm, visible).pooled
         return pooled.reshape(-1, self.config.crops, pooled.shape[1]).mean(1)
 
     def project(self, standardised: Tensor) -> Tensor:
@@ -117,9 +113,9 @@ class SoftContrastive(Objective):
         """KL to the soft targets; ``chance`` is the loss of an embedding that cannot tell patients apart."""
         if batch.patients < 2:
             return None
-        patches = batch.images[0].numel() // encoder.shape.patch**3
-        visible, _ = random_mask(len(batch.images), patches, self.config.mask_ratio, generator)
-        views = self.views(encoder, batch.images, batch.modality, visible.to(batch.images.device))
+        grid = patch_grid(batch.images, encoder.shape.patch)
+        visible, _ = draw_mask(len(batch.images), grid, self.config.mask_ratio, generator)
+        views = self.views(encoder, batch.images, batch.modality, visible)
         a, b = (self.project(standardise_views(view)) for view in views.reshape(batch.patients, 2, -1).unbind(1))
         logits = self.log_scale.exp().clamp(max=100) * a @ b.T
         similarity = gower(batch.clinical, batch.observed, self.clinical)

@@ -12,14 +12,13 @@ from parametrium.config import CrossModalReconstructionConfig, MaskedReconstruct
 from parametrium.data.batch import Batch, CropRequest
 from parametrium.model.decoder import Decoder
 from parametrium.model.encoder import Encoder
-from parametrium.model.masking import random_mask
-from parametrium.model.patch_embed import gather, patchify
-from parametrium.model.position import grid_positions
+from parametrium.model.masking import draw_mask
+from parametrium.model.patch_embed import gather, patch_grid, patchify
+from parametrium.model.position import Spacing, grid_positions
 from parametrium.model.presets import Architecture
+from parametrium.model.windows import windows_of
 from parametrium.objectives.objective import Objective, Outcome, count
 from parametrium.objectives.target import Target, counting_patches, patch_errors, standardise
-
-Spacing = tuple[float, float, float]
 
 
 def crop_positions(images: Tensor, patch: int, spacing_mm: Spacing) -> Tensor:
@@ -38,6 +37,7 @@ class MaskedReconstruction(Objective):
     ) -> None:
         super().__init__()
         self.mask_ratio = config.mask_ratio
+        self.mask_unit = config.mask_unit
         self.target: Target = config.target
         self.spacing_mm = spacing_mm
         self.decoder = Decoder(modalities, shape, spacing_mm)
@@ -55,28 +55,28 @@ class MaskedReconstruction(Objective):
             encoder: the shared encoder.
             images: [B, D, H, W].
             modality: [B].
-            visible: [B, K] patch indices.
-            masked: [B, Q] patch indices.
+            visible: [B, K] patch indices, on the CPU.
+            masked: [B, Q] patch indices, on the CPU.
         """
-        patches = patchify(images, encoder.shape.patch)
         positions = crop_positions(images, encoder.shape.patch, self.spacing_mm)
-        encoded = encoder(encoder.embed(gather(patches, visible), modality, positions[visible]))
+        encoded = encoder.encode(images, modality, self.spacing_mm, visible)
         predicted = self.decoder(encoded.patches, modality, positions[visible], positions[masked])
-        true = gather(patches, masked)
+        true = gather(patchify(images, encoder.shape.patch), masked.to(images.device))
         return predicted, standardise(true, true, self.target)
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """Mean squared error over masked patches in the body."""
         patch = encoder.shape.patch
         body = patchify(batch.body, patch)
-        visible, masked = random_mask(len(body), body.shape[1], self.mask_ratio, generator)
-        visible, masked = visible.to(body.device), masked.to(body.device)
-        counts = counting_patches(gather(body, masked))
+        visible, masked = draw_mask(
+            len(body), patch_grid(batch.images, patch), self.mask_ratio, generator, self.mask_unit
+        )
+        counts = counting_patches(gather(body, masked.to(body.device)))
         rows = counts.any(1)
         if not rows.any():
             return None
-        modality = batch.modality[rows]
-        predicted, true = self.predict(encoder, batch.images[rows], modality, visible[rows], masked[rows])
+        modality, drawn = batch.modality[rows], rows.cpu()
+        predicted, true = self.predict(encoder, batch.images[rows], modality, visible[drawn], masked[drawn])
         loss = patch_errors(predicted, true)[counts[rows]].mean()
         tally = count(modality, encoder.modalities)
         return Outcome(loss, int(rows.sum()), tally, tally)
@@ -99,6 +99,7 @@ class CrossModalReconstruction(Objective):
     ) -> None:
         super().__init__()
         self.mask_ratio = config.mask_ratio
+        self.mask_unit = config.mask_unit
         self.target: Target = config.target
         self.spacing_mm = spacing_mm
         self.decoder = Decoder(modalities, shape, spacing_mm, mask_token=False)
@@ -118,17 +119,17 @@ class CrossModalReconstruction(Objective):
         masked: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Predicted and true masked patches of ``images``, both [B, Q, V]; ``fill`` is registered to ``images``."""
-        patch = encoder.shape.patch
+        patch, device = encoder.shape.patch, images.device
         patches, other = patchify(images, patch), patchify(fill, patch)
         positions = crop_positions(images, patch, self.spacing_mm)
-        own = encoder.embed(gather(patches, visible), modality, positions[visible])
-        filled = encoder.embed(gather(other, masked), fill_modality, positions[masked])
-        encoded = encoder(torch.cat([own, filled], dim=1)).patches
+        own = encoder.embed(gather(patches, visible.to(device)), modality, positions[visible])
+        filled = encoder.embed(gather(other, masked.to(device)), fill_modality, positions[masked])
+        everywhere = torch.cat([visible, masked], dim=1)
+        windows = windows_of(everywhere, patch_grid(images, patch))
+        encoded = encoder(torch.cat([own, filled], dim=1), windows and windows.to(device)).patches
         starts = encoded[:, visible.shape[1] :]
-        predicted = self.decoder(
-            encoded, modality, positions[torch.cat([visible, masked], 1)], positions[masked], starts
-        )
-        true = gather(patches, masked)
+        predicted = self.decoder(encoded, modality, positions[everywhere], positions[masked], starts)
+        true = gather(patches, masked.to(device))
         return predicted, standardise(true, true, self.target)
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
@@ -138,16 +139,16 @@ class CrossModalReconstruction(Objective):
             return None
         patch = encoder.shape.patch
         in_both = patchify(batch.body[anchor] & batch.body[source], patch)
-        visible, masked = random_mask(len(anchor), in_both.shape[1], self.mask_ratio, generator)
-        visible, masked = visible.to(in_both.device), masked.to(in_both.device)
-        counts = counting_patches(gather(in_both, masked))
+        grid = patch_grid(batch.images, patch)
+        visible, masked = draw_mask(len(anchor), grid, self.mask_ratio, generator, self.mask_unit)
+        counts = counting_patches(gather(in_both, masked.to(in_both.device)))
         rows = counts.any(1)
         if not rows.any():
             return None
-        anchor, source = anchor[rows], source[rows]
+        anchor, source, drawn = anchor[rows], source[rows], rows.cpu()
         modality, fill_modality = batch.modality[anchor], batch.modality[source]
         predicted, true = self.predict(
-            encoder, batch.images[anchor], modality, batch.images[source], fill_modality, visible[rows], masked[rows]
+            encoder, batch.images[anchor], modality, batch.images[source], fill_modality, visible[drawn], masked[drawn]
         )
         loss = patch_errors(predicted, true)[counts[rows]].mean()
         decoded = count(modality, encoder.modalities)

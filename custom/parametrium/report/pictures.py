@@ -25,9 +25,9 @@ from parametrium.data.crops import Corner, Crop
 from parametrium.data.loader import read_batch
 from parametrium.errors import public_text
 from parametrium.evaluation.features import encoder_features, patient_features
-from parametrium.model.masking import random_mask
+from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import gather, patchify, unpatchify
-from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction, crop_positions
+from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
 from parametrium.objectives.registry import PretrainingModel
 from parametrium.objectives.target import Target
 from parametrium.report.embedding import draw_map, save_points
@@ -97,10 +97,7 @@ class _Scene:
 
     def mask(self, ratio: float) -> tuple[Tensor, Tensor]:
         """Visible [1, K] and masked [1, Q], the same for every picture."""
-        generator = torch.Generator().manual_seed(self.job.seed)
-        device = next(self.model.parameters()).device
-        visible, masked = random_mask(1, int(np.prod(self.grid)), ratio, generator)
-        return visible.to(device), masked.to(device)
+        return draw_mask(1, self.grid, ratio, torch.Generator().manual_seed(self.job.seed))
 
     def examples(self) -> list[tuple[int, PreparedVolume]]:
         """Of each modality the first volumes of the first patients that have it, with the patient's index."""
@@ -212,9 +209,10 @@ def _class_attention(scene: _Scene, path: Path) -> bool:
     encoder, items = scene.model.encoder, []
     for patient, volume in scene.examples():
         batch = scene.batch([volume], central_corner(volume, scene.job.crop))
-        positions = crop_positions(batch.images, scene.patch, scene.job.preparation.spacing_mm)
-        tokens = encoder.embed(patchify(batch.images, scene.patch), batch.modality, positions)
-        attention = encoder.class_attention(tokens) * tokens.shape[1]  # 1: as much as every other patch
+        tokens, windows = encoder.tokens(batch.images, batch.modality, scene.job.preparation.spacing_mm)
+        last = encoder.attention_maps(tokens, windows)[-1].weights[:, 0, 0, encoder.extras :]
+        attention = last if windows is None else windows.restore(last[..., None])[..., 0]
+        attention = attention * tokens.shape[1]  # 1: as much as every other patch
         coarse = attention.float().reshape(1, 1, *scene.grid)
         heat = _array(F.interpolate(coarse, size=scene.job.crop, mode="trilinear", align_corners=False)[0, 0])
         image, window = _array(batch.images[0]), _window(batch, 0)
@@ -242,6 +240,7 @@ def _reconstruction_panels(
 ) -> tuple[Panel, ...]:
     """The first crop of a batch: as it is, as the encoder saw it, as it came back, and the error."""
     patches = patchify(batch.images[:1], scene.patch)
+    masked = masked.to(patches.device)
     index = masked[..., None].expand(-1, -1, patches.shape[-1])
     back = patches.scatter(1, index, restored(predicted.float(), gather(patches, masked), target))
     seen = patches.scatter(1, index, torch.full_like(back, torch.nan))

@@ -64,6 +64,10 @@ class SiteTrainer:
         write_problems(self.folder / "problems.csv", prepared.problems)
         check_patients(len(self.training), self.site.policy)
         self.state = new_state(self.job, training_device(self.site.device))
+        self.state.model.encoder.activation_checkpointing = self.site.activation_checkpointing
+        if self.site.compile:
+            require_compiler(self.state.device)
+            self.state.model.encoder.compile()
         self.moments = Moments(self.folder / "optimiser", self.run, self.state)
         plan = CropPlan(self.job, self.state.model)
         self.loader = CropLoader(self.training, self.job, self.site.site, plan, self.site.workers)
@@ -147,6 +151,23 @@ def training_device(name: str) -> torch.device:
             f"site.device is {name}, but {torch.cuda.device_count()} GPUs are visible; use auto or cpu",
         )
     return device
+
+
+def require_compiler(device: torch.device) -> None:
+    """Compiles a line of code, so that what is missing is said before the first round.
+
+    Raises:
+        TrainingError: PM404 when torch cannot compile on this machine.
+    """
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+    except Exception as error:
+        raise TrainingError(
+            Code.TRAINING_UNAVAILABLE,
+            f"site.compile is true, but torch cannot compile here ({type(error).__name__}); install a C++ compiler "
+            "(Debian: g++) or set it to false",
+            site_detail=str(error),
+        ) from error
 
 
 def write_problems(path: Path, problems: tuple[Problem, ...]) -> None:

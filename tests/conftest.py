@@ -83,6 +83,7 @@ def make_batch() -> Callable[..., Batch]:
             modality=torch.tensor(flat),
             frame=torch.tensor(slots) if aligned else torch.arange(n),
             corner=torch.zeros(n, 3, dtype=torch.long),
+            box=torch.tensor([[0.0] * 3, [2.0 * extent] * 3]).repeat(n, 1, 1),
             clinical=torch.rand(len(modalities), variables, generator=generator),
             observed=torch.ones(len(modalities), variables, dtype=torch.bool),
         )

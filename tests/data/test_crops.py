@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from memory_volumes import memory_patient, memory_patients, memory_volume
 from parametrium.data.cache import PreparedPatient
-from parametrium.data.crops import draw_aligned, draw_contrast, draw_corner, draw_inner_corner
+from parametrium.data.crops import draw_aligned, draw_contrast, draw_corner, draw_inner_corner, draw_views
 
 EXTENT = (8, 10, 12)
 
@@ -177,3 +177,24 @@ def test_one_view_may_be_several_crops_of_one_volume() -> None:
     assert [crop.slot for crop in crops] == [0] * 6 + [1] * 6
     assert [crop.volume.modality for crop in crops] == (["CT"] * 3 + ["T1"] * 3) * 2
     assert len({crop.corner for crop in crops}) > 6
+
+
+def test_two_views_of_a_patient_overlap_where_they_share_a_frame() -> None:
+    patient = memory_patient("p", [memory_volume(m, seed=n, shape=(40, 40, 40)) for n, m in enumerate(["CT", "T1"])])
+    apart = []
+    for seed in range(60):
+        first, second = draw_views(np.random.default_rng(seed), [patient], EXTENT, 1.0)
+        assert {first.volume.modality, second.volume.modality} == {"CT", "T1"}
+        assert first.frame != second.frame  # they do not show the same place
+        apart.append(np.subtract(second.corner, first.corner))
+    assert (np.abs(apart) <= np.asarray(EXTENT) // 4).all()
+    assert {-2, -1, 0, 1, 2} == {int(shift[0]) for shift in apart}
+
+
+def test_views_of_two_frames_or_of_one_volume_are_still_two() -> None:
+    other = memory_volume("T1", frame="elsewhere", offset=(300, 0, 0))
+    for volumes in ([memory_volume("CT"), other], [memory_volume("CT")]):
+        first, second = draw_views(np.random.default_rng(0), [memory_patient("p", volumes)], EXTENT, 1.0)
+        for crop in (first, second):
+            _, seen = crop.volume.read(crop.corner, EXTENT)
+            assert seen.any()

@@ -159,6 +159,22 @@ def test_volumes_of_one_frame_meet_by_integers(tmp_path: Path) -> None:
     np.testing.assert_allclose(first.read(low, shape)[0], second.read(low, shape)[0], atol=0.03)
 
 
+def test_volumes_of_one_frame_share_the_box_of_the_body_in_all_of_them(tmp_path: Path) -> None:
+    save(tmp_path / "a.nii.gz", ct((40, 38, 36)), grid_affine((3.0, 3.0, 3.0), (-60.0, 30.0, 0.0)))
+    save(tmp_path / "b.nii.gz", ct((20, 38, 36)), grid_affine((3.0, 3.0, 3.0), (30.0, 30.0, 0.0)))
+    save(tmp_path / "c.nii.gz", ct((30, 38, 36), seed=1), grid_affine((3.0, 3.0, 3.0), (30.0, 30.0, 0.0)))
+    rows = [row("p", "a.nii.gz"), row("p", "b.nii.gz", modality="T1"), row("p", "c.nii.gz", frame="other", study="s2")]
+    write_rows(tmp_path / "cohort.csv", rows)
+    (patient,) = _prepared(tmp_path).patients
+    a, b, other = patient.volumes
+    assert a.box == b.box != other.box
+    for axis in range(3):
+        places = [v.foreground()[:, axis] for v in (a, b)]
+        low, high = min(p.min() for p in places), max(p.max() for p in places)
+        assert low <= a.box[0][axis] <= low + 2
+        assert high - 2 <= a.box[1][axis] - 1 <= high
+
+
 def test_slope_and_intercept_come_before_the_rule(tmp_path: Path) -> None:
     save(tmp_path / "hu.nii.gz", ct())
     save(tmp_path / "shifted.nii.gz", (ct() + 1000) / 2)

@@ -10,7 +10,7 @@ from parametrium.config import JobConfig, parse_job
 from parametrium.data.batch import CropRequest
 from parametrium.errors import ConfigError
 from parametrium.objectives.registry import build_model
-from parametrium.objectives.schedule import CropPlan, objectives_at
+from parametrium.objectives.schedule import CropPlan, objectives_at, weight_at
 
 KINDS = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive"]
 
@@ -45,6 +45,14 @@ def test_an_objective_begins_after_its_share_of_the_run(make_job: Callable[..., 
     seen = [kinds_at(step, job) for step in range(20)]
     assert all(kinds == [KINDS[0]] for kinds in seen[:10])
     assert sum(kinds.count(KINDS[2]) for kinds in seen[10:]) == (5 if schedule == "cyclic" else 10)
+
+
+def test_a_weight_rises_from_its_start_to_its_value(make_job: Callable[..., JobConfig]) -> None:
+    late = {"kind": KINDS[2], "start": 0.25, "ramp": 0.5, "weight": 0.3}
+    job = make_job(objectives=[{"kind": KINDS[0], "weight": 2.0}, late], schedule="summed", rounds=4, local_steps=5)
+    assert [weight_at(step, job.objectives[0], job) for step in (0, 19)] == [2.0, 2.0]
+    found = [weight_at(step, job.objectives[1], job) for step in range(5, 20)]
+    assert found == pytest.approx([0.03 * min(n, 10) for n in range(1, 16)])
 
 
 def test_an_objective_may_have_several_turns_in_a_cycle(make_job: Callable[..., JobConfig]) -> None:

@@ -10,23 +10,25 @@ from parametrium.config.job import (
     BatchConfig,
     ClinicalVariable,
     ContinuousVariable,
-    CrossModalReconstructionConfig,
     EvaluationConfig,
     FigoVariable,
     ForegroundRule,
     IntensityRule,
     JobConfig,
     LogRule,
-    MaskedReconstructionConfig,
     ModelConfig,
     NominalVariable,
-    ObjectiveConfig,
-    ObjectiveKind,
     OptimiserConfig,
     OrdinalVariable,
     PreparationConfig,
-    SoftContrastiveConfig,
     WindowRule,
+)
+from parametrium.config.objectives import (
+    CrossModalReconstructionConfig,
+    MaskedReconstructionConfig,
+    ObjectiveConfig,
+    ObjectiveKind,
+    SoftContrastiveConfig,
 )
 from parametrium.config.reading import job_schema, load_job, load_site, parse_job, site_schema
 from parametrium.config.site import PolicyConfig, SeriesRule, SiteConfig

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from parametrium.config.objectives import ObjectiveConfig
 from parametrium.config.values import Count, Extent, Fraction, Modality, Name, Positive, Strict, VariableName
 
 VOCABULARY = ("CT", "CBCT", "PET", "T1", "T1c", "T2", "FLAIR", "DWI", "ADC", "DCE")
@@ -75,63 +76,6 @@ class ModelConfig(Strict):
     """Channels of the reconstruction decoders; None keeps the preset's."""
     decoder_depth: Count | None = None
     """Blocks of the reconstruction decoders; None keeps the preset's."""
-
-
-class _Objective(Strict):
-    weight: Positive = 1.0
-    """Factor of this objective's loss."""
-    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the run's steps after which this objective begins; at least one objective begins at 0."""
-    turns: Count = 1
-    """cyclic schedule: mini-batches of this objective in each cycle."""
-
-
-class MaskedReconstructionConfig(_Objective):
-    """Masked reconstruction with true token drop (METHODS 8.3, L_mae)."""
-
-    kind: Literal["masked_reconstruction"] = "masked_reconstruction"
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """Share of the patches that the encoder does not see."""
-    mask_unit: Literal[1, 2] = 1
-    """Edge, in patches, of the cubes that are masked together."""
-    target: Literal["raw", "patch_normalised"] = "raw"
-    """Predict prepared intensities, or intensities standardised within each patch."""
-
-
-class CrossModalReconstructionConfig(_Objective):
-    """Masked patches filled by another registered modality of the patient (METHODS 8.3, L_cmr; after BrainMVP)."""
-
-    kind: Literal["cross_modal_reconstruction"] = "cross_modal_reconstruction"
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """Share of the patches that are filled from the other modality and reconstructed."""
-    mask_unit: Literal[1, 2] = 1
-    """Edge, in patches, of the cubes that are filled together."""
-    target: Literal["raw", "patch_normalised"] = "raw"
-    """Predict prepared intensities, or intensities standardised within each patch."""
-
-
-class SoftContrastiveConfig(_Objective):
-    """Soft contrast between a patient's modalities with clinical similarity (METHODS 3.2 and 3.3)."""
-
-    kind: Literal["soft_contrastive"] = "soft_contrastive"
-    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of the patches that the encoder does not see."""
-    patients: Count | None = None
-    """Patients in a mini-batch, each a negative of all others; None takes batch.patients."""
-    crops: Count = 4
-    """Crops of a volume that make one view of the patient: one crop tells more of the place than of the patient."""
-    softness: Fraction = 0.2
-    """alpha: share of the target that goes to clinically similar patients; 0 is InfoNCE."""
-    similarity_temperature: Positive = 0.1
-    """tau_s: temperature of the softmax over clinical similarities."""
-    temperature: Positive = 0.2
-    """tau: initial temperature of the (learned) softmax over embeddings; its inverse is clamped to 100."""
-
-
-ObjectiveConfig = Annotated[
-    MaskedReconstructionConfig | CrossModalReconstructionConfig | SoftContrastiveConfig, Field(discriminator="kind")
-]
-ObjectiveKind = Literal["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive"]
 
 
 FIGO_LEVELS = ("I", "IB", "IIA", "IIB", "III", "IV")

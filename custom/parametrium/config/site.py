@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from parametrium.config.job import ObjectiveKind
+from parametrium.config.objectives import ObjectiveKind
 from parametrium.config.values import Count, Modality, Name, Strict
 
 

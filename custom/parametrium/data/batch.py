@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Layout = Literal["aligned", "contrast"]
+Layout = Literal["aligned", "contrast", "views"]
 
 
 class CropRequest(NamedTuple):
@@ -18,10 +18,11 @@ class CropRequest(NamedTuple):
 
     Attributes:
         layout: ``aligned``: all crops of a patient show the same place of one frame. ``contrast``: two views of
-            each patient, crops at independent places, of two modalities where the site can pair them.
+            each patient, crops at independent places, of two modalities where the site can pair them. ``views``: two
+            crops of each patient, of two volumes where it has them, overlapping where these share a frame.
         patients: patients in the batch.
-        volumes: at most so many volumes a patient; ``contrast`` always takes two views.
-        crops: ``contrast``: so many crops make one view; ``aligned`` takes one.
+        volumes: at most so many volumes a patient; the other layouts always take two views.
+        crops: ``contrast``: so many crops make one view; the other layouts take one.
     """
 
     layout: Layout
@@ -41,6 +42,8 @@ class Batch:
         modality: [N] index into the job's modalities.
         frame: [N] crops with the same number show the same place and are registered to each other.
         corner: [N, 3] lattice index of the crop's first voxel; comparable within a frame.
+        box: [N, 2, 3] float32 lattice indices of the body's first voxel and of the one after its last, along each axis,
+            in all that the patient's frame shows.
         clinical: [P, F] encoded clinical variables, 0 where not observed.
         observed: [P, F] bool.
     """
@@ -51,6 +54,7 @@ class Batch:
     modality: Tensor
     frame: Tensor
     corner: Tensor
+    box: Tensor
     clinical: Tensor
     observed: Tensor
 

@@ -67,6 +67,10 @@ class Entry:
     problem: Reason | None = None
 
 
+Box = tuple[Triple, Triple]
+"""First voxel, and the one after the last."""
+
+
 @dataclass(frozen=True)
 class PreparedVolume:
     """A volume in the cache.
@@ -80,6 +84,7 @@ class PreparedVolume:
         folder: the cache entry.
         offset: lattice index of the first voxel, right, anterior, superior.
         shape: voxels.
+        frame_box: the body's box in all volumes of the frame; None: as in this volume alone.
     """
 
     patient: int
@@ -90,6 +95,16 @@ class PreparedVolume:
     folder: Path
     offset: Triple
     shape: Triple
+    frame_box: Box | None = field(default=None, kw_only=True)
+
+    @property
+    def box(self) -> Box:
+        """``frame_box``, or this volume's own.
+
+        Raises:
+            DataError: PM301 the entry is damaged or gone.
+        """
+        return self.frame_box or body_box([self])
 
     def read(self, low: Triple, shape: Triple) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Prepared intensities and body of a box of the lattice; 0 and False outside the stored array.
@@ -148,6 +163,23 @@ class PreparedVolume:
         # Sum of a box from the sums of the boxes that begin at the first voxel, inclusion and exclusion.
         count = sum((-1) ** (3 - a - b - c) * table[i[a], j[b], k[c]] for a in (0, 1) for b in (0, 1) for c in (0, 1))
         return np.asarray(count / math.prod(extent), dtype=np.float64)
+
+
+def body_box(volumes: Iterable[PreparedVolume]) -> Box:
+    """Lattice indices of the body's first voxel and of the one after its last, along each axis, in some volumes.
+
+    Of the sampled body voxels, without the outermost 0.5 % on each side: a cable or a stray island must not set it.
+
+    Raises:
+        DataError: PM301 an entry is damaged or gone.
+    """
+    lows, highs = [], []
+    for volume in volumes:
+        low, high = np.percentile(volume.foreground(), (0.5, 99.5), axis=0, method="nearest")
+        lows.append(low)
+        highs.append(high + 1)
+    (i, j, k), (d, h, w) = np.min(lows, axis=0).tolist(), np.max(highs, axis=0).tolist()
+    return (int(i), int(j), int(k)), (int(d), int(h), int(w))
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,30 @@ def draw_aligned(
     return crops
 
 
+def draw_views(
+    rng: np.random.Generator, patients: Sequence[PreparedPatient], extent: Corner, foreground_fraction: float
+) -> list[Crop]:
+    """Two crops of every patient: of two volumes where it has them, at places that overlap where these share a frame.
+
+    The second crop lies up to a quarter of its edge away along each axis, so that about two thirds of an axis overlap;
+    volumes without a common frame (other studies, say) are cropped at independent places.
+    """
+    crops: list[Crop] = []
+    for slot, patient in enumerate(patients):
+        first = patient.volumes[rng.integers(len(patient.volumes))]
+        others = [volume for volume in patient.volumes if volume is not first]
+        second = others[rng.integers(len(others))] if others else first
+        corner = draw_corner(rng, first, extent, foreground_fraction)
+        crops.append(Crop(first, slot, len(crops), corner))
+        if second.frame == first.frame:
+            reach = np.asarray(extent) // 4
+            beside = np.asarray(corner) + rng.integers(-reach, reach + 1)
+            crops.append(Crop(second, slot, len(crops), _corner(beside)))
+        else:
+            crops.append(Crop(second, slot, len(crops), draw_corner(rng, second, extent, foreground_fraction)))
+    return crops
+
+
 def draw_contrast(
     rng: np.random.Generator, patients: Sequence[PreparedPatient], extent: Corner, count: int, crops_per_view: int = 1
 ) -> tuple[list[int], list[Crop]]:

@@ -16,7 +16,7 @@ from parametrium.clinical.schema import encode
 from parametrium.config import JobConfig
 from parametrium.data.batch import Batch, CropRequest, Layout
 from parametrium.data.cache import PreparedPatient, keep_unpacked
-from parametrium.data.crops import Crop, draw_aligned, draw_contrast
+from parametrium.data.crops import Crop, draw_aligned, draw_contrast, draw_views
 from parametrium.errors import Code, DataError, ParametriumError
 
 Batches = Mapping[Layout, Batch]
@@ -44,7 +44,7 @@ class CropLoader:
         self._site = stable_number(site)
         self.keep_unpacked()
         self._clinical = encode([patient.clinical for patient in patients], job.clinical)
-        self._starts = [0]
+        self._starts: dict[Layout, list[int]] = {}
         self._processes: _Processes | None = None
 
     def __getitem__(self, step: int) -> Batches:
@@ -81,25 +81,28 @@ class CropLoader:
     def _draw(self, request: CropRequest, step: int, rng: np.random.Generator) -> tuple[list[int], list[Crop]]:
         if request.layout == "contrast":
             return draw_contrast(rng, self.patients, self.job.crop, request.patients, request.crops)
-        taken = self._stream(self._start(step), request.patients)
+        taken = self._stream(request.layout, self._start(request.layout, step), request.patients)
         chosen = [self.patients[index] for index in taken]
         fraction = self.job.batch.foreground_fraction
+        if request.layout == "views":
+            return taken, draw_views(rng, chosen, self.job.crop, fraction)
         return taken, draw_aligned(rng, chosen, self.job.crop, request.volumes, fraction)
 
-    def _start(self, step: int) -> int:
-        """How many patients all earlier steps of the plan took from the stream, whether they were drawn here or not."""
-        while len(self._starts) <= step:
-            wanted = [request.patients for request in self.plan(len(self._starts) - 1) if request.layout == "aligned"]
-            self._starts.append(self._starts[-1] + sum(wanted))
-        return self._starts[step]
+    def _start(self, layout: Layout, step: int) -> int:
+        """How many patients all earlier steps of the plan took from the layout's stream, drawn here or not."""
+        starts = self._starts.setdefault(layout, [0])
+        while len(starts) <= step:
+            wanted = [request.patients for request in self.plan(len(starts) - 1) if request.layout == layout]
+            starts.append(starts[-1] + sum(wanted))
+        return starts[step]
 
-    def _stream(self, start: int, count: int) -> list[int]:
+    def _stream(self, layout: Layout, start: int, count: int) -> list[int]:
         """Entries of an endless sequence of shuffled epochs: every patient once before any comes again."""
         total = len(self.patients)
+        own = () if layout == "aligned" else (stable_number(layout),)
+        seed = (self.job.seed, self._site, *own)
         epochs = range(start // total, (start + count - 1) // total + 1)
-        order = np.concatenate(
-            [np.random.default_rng([self.job.seed, self._site, epoch]).permutation(total) for epoch in epochs]
-        )
+        order = np.concatenate([np.random.default_rng([*seed, epoch]).permutation(total) for epoch in epochs])
         first = start - epochs[0] * total
         return [int(index) for index in order[first : first + count]]
 
@@ -201,6 +204,7 @@ def read_batch(
         modality=torch.tensor([job.modalities.index(crop.volume.modality) for crop in crops]),
         frame=torch.tensor([crop.frame for crop in crops]),
         corner=torch.tensor([crop.corner for crop in crops]),
+        box=torch.tensor([crop.volume.box for crop in crops], dtype=torch.float32),
         clinical=torch.from_numpy(values),
         observed=torch.from_numpy(observed),
     )

@@ -17,6 +17,7 @@ from parametrium.data.cache import (
     PreparedCohort,
     PreparedPatient,
     PreparedVolume,
+    body_box,
     write_entry,
     write_volume,
 )
@@ -171,12 +172,21 @@ def _assemble(cohort: Cohort, outcomes: Sequence[_Outcome]) -> PreparedCohort:
             else:
                 prepared.append(_volume(volume, len(patients), outcome))
         if prepared:
-            patients.append(
-                PreparedPatient(patient.name, patient.split, tuple(prepared), patient.clinical, patient.masks)
-            )
+            volumes = tuple(_with_frame_boxes(prepared))
+            patients.append(PreparedPatient(patient.name, patient.split, volumes, patient.clinical, patient.masks))
     if not patients:
         raise empty_cohort(problems)
     return PreparedCohort(tuple(patients), tuple(problems))
+
+
+def _with_frame_boxes(volumes: Sequence[PreparedVolume]) -> Iterator[PreparedVolume]:
+    """One patient's volumes, each with the body's box in all volumes of its frame."""
+    by_frame: dict[str, list[PreparedVolume]] = {}
+    for volume in volumes:
+        by_frame.setdefault(volume.frame, []).append(volume)
+    boxes = {frame: body_box(same) for frame, same in by_frame.items()}
+    for volume in volumes:
+        yield replace(volume, frame_box=boxes[volume.frame])
 
 
 def _volume(volume: Volume, patient: int, found: _Found) -> PreparedVolume:

@@ -1,7 +1,8 @@
 """Parts that belong to one modality, and the registry of which tensor belongs to whom.
 
-A tensor is shared, or belongs to a modality in one of two roles: it embeds that modality's voxels, or it decodes to
-them. The federation counts and averages tensor by tensor with this registry; nothing is guessed from names.
+A tensor is shared, or belongs to a modality in one of three roles: it embeds that modality's voxels, decodes to them,
+or fills a part of a crop with that modality's template. The federation counts and averages tensor by tensor with this
+registry; nothing is guessed from names.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-Role = Literal["shared", "embed", "decode"]
+Role = Literal["shared", "embed", "decode", "fill"]
 
 
 class Owner(NamedTuple):

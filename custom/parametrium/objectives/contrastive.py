@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parametrium.clinical.similarity import Similarity, gower
-from parametrium.config import ClinicalVariable, SoftContrastiveConfig
+from parametrium.config import JobConfig, SoftContrastiveConfig
 from parametrium.data.batch import Batch, CropRequest
 from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import patch_grid
-from parametrium.model.position import Spacing
 from parametrium.model.presets import Architecture
 from parametrium.objectives.objective import Objective, Outcome, count
 
@@ -76,18 +75,11 @@ class SoftContrastive(Objective):
 
     kind = "soft_contrastive"
 
-    def __init__(
-        self,
-        config: SoftContrastiveConfig,
-        modalities: tuple[str, ...],
-        shape: Architecture,
-        spacing_mm: Spacing,
-        clinical: tuple[ClinicalVariable, ...],
-    ) -> None:
+    def __init__(self, config: SoftContrastiveConfig, job: JobConfig, shape: Architecture) -> None:
         super().__init__()
         self.config = config
-        self.spacing_mm = spacing_mm
-        self.clinical = clinical
+        self.spacing_mm = job.preparation.spacing_mm
+        self.clinical = job.clinical
         self.projector = nn.Sequential(
             nn.LayerNorm(2 * shape.width),
             nn.Linear(2 * shape.width, 2 * shape.width),
@@ -123,4 +115,4 @@ class SoftContrastive(Objective):
         loss = soft_contrastive_loss(logits, targets)
         chance = float(soft_contrastive_loss(torch.zeros_like(logits), targets))
         tally = count(batch.modality, encoder.modalities)
-        return Outcome(loss, len(batch.images), tally, type(tally)(), {"chance": chance})
+        return Outcome(loss, len(batch.images), tally, scalars={"chance": chance})

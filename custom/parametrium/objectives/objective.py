@@ -1,11 +1,13 @@
 """What every pretext task gives: a loss, and who contributed to it.
 
-A new objective is one file with a class like these, one config class and one line in ``registry.py``.
+A new objective is one file with a class like these, one config class and one line in ``registry.py``;
+docs/objectives.md shows it by an example.
 """
 
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,26 +26,33 @@ class Outcome:
         samples: crops that entered the loss.
         embedded: by modality, crops whose patches were embedded.
         decoded: by modality, crops that were reconstructed.
+        filled: by modality, crops of which a part was filled from that modality's template.
         scalars: further numbers worth logging, by name.
     """
 
     loss: Tensor
     samples: int
     embedded: Counter[str]
-    decoded: Counter[str]
+    decoded: Counter[str] = field(default_factory=Counter)
+    filled: Counter[str] = field(default_factory=Counter)
     scalars: dict[str, float] = field(default_factory=dict)
 
     def contribution(self, owner: Owner) -> int:
         """Samples whose loss had a gradient path to a tensor of this owner (n_kp, METHODS 5.2)."""
         if owner.modality is None:
             return self.samples
-        return (self.embedded if owner.role == "embed" else self.decoded)[owner.modality]
+        counts = {"embed": self.embedded, "decode": self.decoded, "fill": self.filled}
+        return counts[owner.role][owner.modality]
 
 
 class Objective(nn.Module, ABC):
-    """A pretext task with its own heads; the encoder is shared and passed in."""
+    """A pretext task with its own heads; the encoder is shared and passed in.
 
-    kind: str
+    A subclass is built as ``(config, job, shape)``, see ``registry.py``. Its parameters are trained, counted and
+    aggregated; what it must keep from step to step without that goes into ``kept``.
+    """
+
+    kind: ClassVar[str]
 
     @abstractmethod
     def request(self, patients: int, volumes: int) -> CropRequest:
@@ -58,6 +67,21 @@ class Objective(nn.Module, ABC):
             batch: crops as requested.
             generator: CPU generator for masks and draws, fixed by seed, site and step.
         """
+
+    def begin_round(self, encoder: Encoder, steps: int) -> None:
+        """Called when the global weights of a round are in the model; most objectives need nothing of it.
+
+        Args:
+            encoder: with the global weights.
+            steps: optimiser steps since this was called last, over all rounds that passed meanwhile; 0 at first.
+        """
+
+    def kept(self) -> dict[str, Tensor]:
+        """What this objective keeps between rounds at the site and never sends, by name; see ``keep``."""
+        return {}
+
+    def keep(self, tensors: dict[str, Tensor]) -> None:
+        """Takes up what ``kept`` gave, in a fresh process; empty: as at the start of a run."""
 
 
 def count(modality: Tensor, modalities: tuple[str, ...]) -> Counter[str]:

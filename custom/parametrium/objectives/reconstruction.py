@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from parametrium.config import CrossModalReconstructionConfig, MaskedReconstructionConfig
+from parametrium.config import CrossModalReconstructionConfig, JobConfig, MaskedReconstructionConfig
 from parametrium.data.batch import Batch, CropRequest
 from parametrium.model.decoder import Decoder
 from parametrium.model.encoder import Encoder
@@ -32,15 +32,13 @@ class MaskedReconstruction(Objective):
 
     kind = "masked_reconstruction"
 
-    def __init__(
-        self, config: MaskedReconstructionConfig, modalities: tuple[str, ...], shape: Architecture, spacing_mm: Spacing
-    ) -> None:
+    def __init__(self, config: MaskedReconstructionConfig, job: JobConfig, shape: Architecture) -> None:
         super().__init__()
         self.mask_ratio = config.mask_ratio
         self.mask_unit = config.mask_unit
         self.target: Target = config.target
-        self.spacing_mm = spacing_mm
-        self.decoder = Decoder(modalities, shape, spacing_mm)
+        self.spacing_mm = job.preparation.spacing_mm
+        self.decoder = Decoder(job.modalities, shape, self.spacing_mm)
 
     def request(self, patients: int, volumes: int) -> CropRequest:
         """Any crops; those of a patient show the same place, so that one read serves several objectives."""
@@ -90,19 +88,13 @@ class CrossModalReconstruction(Objective):
 
     kind = "cross_modal_reconstruction"
 
-    def __init__(
-        self,
-        config: CrossModalReconstructionConfig,
-        modalities: tuple[str, ...],
-        shape: Architecture,
-        spacing_mm: Spacing,
-    ) -> None:
+    def __init__(self, config: CrossModalReconstructionConfig, job: JobConfig, shape: Architecture) -> None:
         super().__init__()
         self.mask_ratio = config.mask_ratio
         self.mask_unit = config.mask_unit
         self.target: Target = config.target
-        self.spacing_mm = spacing_mm
-        self.decoder = Decoder(modalities, shape, spacing_mm, mask_token=False)
+        self.spacing_mm = job.preparation.spacing_mm
+        self.decoder = Decoder(job.modalities, shape, self.spacing_mm, mask_token=False)
 
     def request(self, patients: int, volumes: int) -> CropRequest:
         """At least two registered volumes of a patient, where it has them."""

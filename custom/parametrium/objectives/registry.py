@@ -1,22 +1,21 @@
 """From a job to a model: the encoder and its objectives, from one seed."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from parametrium.config import (
-    CrossModalReconstructionConfig,
-    JobConfig,
-    MaskedReconstructionConfig,
-    ObjectiveConfig,
-    SoftContrastiveConfig,
-)
+from parametrium.config import JobConfig
 from parametrium.model.encoder import Encoder
-from parametrium.model.presets import Architecture, architecture
+from parametrium.model.presets import architecture
 from parametrium.objectives.contrastive import SoftContrastive
 from parametrium.objectives.objective import Objective
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
+
+OBJECTIVES: dict[str, Any] = {
+    objective.kind: objective for objective in (MaskedReconstruction, CrossModalReconstruction, SoftContrastive)
+}
+"""Every pretext task by its kind; each is built as ``(config, job, shape)``."""
 
 
 class PretrainingModel(nn.Module):
@@ -31,7 +30,7 @@ class PretrainingModel(nn.Module):
         shape = architecture(job.model)
         self.encoder = Encoder(job.modalities, shape)
         self.objectives = nn.ModuleDict(
-            {config.kind: _build(config, job, shape) for config in job.objectives},
+            {config.kind: OBJECTIVES[config.kind](config, job, shape) for config in job.objectives},
         )
 
     def objective(self, kind: str) -> Objective:
@@ -54,14 +53,3 @@ def build_model(job: JobConfig) -> PretrainingModel:
 def initial_tensors(job: JobConfig) -> dict[str, Tensor]:
     """The initial weights by name."""
     return {name: tensor.detach().clone() for name, tensor in build_model(job).named_parameters()}
-
-
-def _build(config: ObjectiveConfig, job: JobConfig, shape: Architecture) -> Objective:
-    spacing = job.preparation.spacing_mm
-    match config:
-        case MaskedReconstructionConfig():
-            return MaskedReconstruction(config, job.modalities, shape, spacing)
-        case CrossModalReconstructionConfig():
-            return CrossModalReconstruction(config, job.modalities, shape, spacing)
-        case SoftContrastiveConfig():
-            return SoftContrastive(config, job.modalities, shape, spacing, job.clinical)

@@ -1,4 +1,6 @@
-"""Which objectives a step trains."""
+"""Which objectives a step trains, and with what weight."""
+
+import math
 
 from parametrium.config import JobConfig, ObjectiveConfig
 from parametrium.data.batch import CropRequest
@@ -12,6 +14,13 @@ def objectives_at(step: int, job: JobConfig) -> tuple[ObjectiveConfig, ...]:
         return begun
     cycle = [objective for objective in begun for _ in range(objective.turns)]
     return (cycle[step % len(cycle)],)
+
+
+def weight_at(step: int, objective: ObjectiveConfig, job: JobConfig) -> float:
+    """The objective's weight: its value, after a linear rise over ``ramp`` of the run's steps from its start."""
+    risen = objective.ramp * job.total_steps
+    since = step - math.ceil(objective.start * job.total_steps)
+    return objective.weight * (min((since + 1) / risen, 1.0) if risen > 0 else 1.0)
 
 
 class CropPlan:

@@ -36,6 +36,9 @@ def train_round(state: TrainState, loader: CropLoader, job: JobConfig, site: str
     started = time.monotonic()
     before = tensors_of(state)
     state.step = number * job.local_steps
+    passed = 0 if state.last_round is None else (number - state.last_round) * job.local_steps
+    for config in job.objectives:
+        state.model.objective(config.kind).begin_round(state.model.encoder, passed)
     losses: defaultdict[str, list[float]] = defaultdict(list)
     contributions: Counter[str] = Counter()
     steps: Counter[str] = Counter()
@@ -58,6 +61,7 @@ def train_round(state: TrainState, loader: CropLoader, job: JobConfig, site: str
     scalars["train/samples"] = float(samples)
     scalars["train/seconds"] = time.monotonic() - started
     after = tensors_of(state)
+    state.last_round = number
     return Update(
         site=site,
         round=number,

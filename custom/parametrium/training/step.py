@@ -13,7 +13,7 @@ from parametrium.errors import Code, TrainingError
 from parametrium.model.modality import Owner, tensor_owners
 from parametrium.objectives.objective import Outcome
 from parametrium.objectives.registry import PretrainingModel, build_model
-from parametrium.objectives.schedule import objectives_at
+from parametrium.objectives.schedule import objectives_at, weight_at
 from parametrium.training.optim import build_optimiser, learning_rate
 
 
@@ -27,6 +27,7 @@ class TrainState:
         owners: to whom each tensor belongs.
         device: where it trains.
         step: global step, counted over the whole run.
+        last_round: the round that was trained last; None before the first.
     """
 
     model: PretrainingModel
@@ -34,6 +35,7 @@ class TrainState:
     owners: dict[str, Owner]
     device: torch.device
     step: int = 0
+    last_round: int | None = None
 
 
 @dataclass
@@ -89,7 +91,7 @@ def train_step(state: TrainState, batches: Batches, job: JobConfig, site: str) -
         loss = float(outcome.loss.detach())
         if not torch.isfinite(outcome.loss):
             raise _not_finite(f"the loss of {config.kind}", state.step)
-        (config.weight * outcome.loss).backward()
+        (weight_at(state.step, config, job) * outcome.loss).backward()
         report.losses[config.kind] = loss
         report.scalars.update({f"{name}/{config.kind}": value for name, value in outcome.scalars.items()})
         report.samples += outcome.samples
@@ -136,7 +138,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def _contributions(state: TrainState, kind: str, outcome: Outcome) -> Counter[str]:
-    """n_kp of one objective: its own heads and the encoder, where a gradient arrived."""
+    """n_kp of one objective: its own heads and the encoder with its templates, where a gradient arrived."""
     counts: Counter[str] = Counter()
     for name, parameter in state.model.named_parameters():
         if parameter.grad is not None and name.startswith(("encoder.", f"objectives.{kind}.")):

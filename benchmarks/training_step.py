@@ -84,6 +84,7 @@ def ours(shape: Shape, device: torch.device) -> Callable[[], None]:
         modality=zeros,
         frame=torch.arange(n),
         corner=torch.zeros(n, 3, dtype=torch.long),
+        box=torch.zeros(n, 2, 3),
         clinical=torch.zeros(n, 0),
         observed=torch.zeros(n, 0, dtype=torch.bool),
     ).to(device)

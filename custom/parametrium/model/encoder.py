@@ -156,6 +156,21 @@ class Encoder(nn.Module):
         tokens = self.embed(patches, modality, positions.to(volumes.device))
         return tokens, None if windows is None else windows.to(volumes.device)
 
+    def intermediate(self, tokens: Tensor, windows: Windows | None, after: Sequence[int]) -> list[Tensor]:
+        """[B, K, C] patch tokens after some blocks, for decoders of dense tasks.
+
+        Args:
+            tokens: from ``tokens``.
+            windows: of the same patches.
+            after: numbers of blocks, from 0 (the embedded patches) to all; not normalised.
+        """
+        x, found = self._arranged(tokens, windows), {}
+        for passed, block in enumerate((None, *self.blocks)):
+            x = x if block is None else block(x, windows=windows)
+            if passed in after:
+                found[passed] = x[:, self.extras :] if windows is None else windows.restore(x[:, self.extras :])
+        return [found[passed] for passed in after]
+
     def attention_maps(self, tokens: Tensor, windows: Windows | None = None) -> list[AttentionMap]:
         """What every block looks at, from the first to the last; for monitors, without gradient."""
         maps = []

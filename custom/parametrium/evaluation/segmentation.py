@@ -1,0 +1,225 @@
+"""Segmentation by fine-tuning: the encoder with a light convolutional decoder, and a small CNN beside it.
+
+Fine-tuned and never only frozen, because frozen features understate masked pretraining (METHODS 8.7 and 10). The CNN is
+there because a pretrained transformer that does not beat a small network from scratch has shown nothing.
+
+B crops, D H W voxels, C encoder channels, S structures.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from monai.inferers.utils import sliding_window_inference
+from monai.losses.dice import DiceCELoss
+from monai.networks.nets.unet import UNet
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from parametrium.data.cache import PreparedPatient
+from parametrium.data.labels import label_map
+from parametrium.model.encoder import Encoder
+from parametrium.model.patch_embed import padded, patch_grid
+from parametrium.model.position import Spacing
+
+Extent = tuple[int, int, int]
+
+_WIDTH = 32  # channels of the decoder at full resolution
+_ON_STRUCTURE = 2 / 3  # of the crops are centred on a structure, each structure as often; the others lie anywhere
+
+
+class Labelled(NamedTuple):
+    """One volume with its labels.
+
+    Attributes:
+        image: [D, H, W] float32 prepared intensities.
+        labels: [D, H, W] uint8, 0 for none and n + 1 for structure n.
+    """
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a network is trained on labelled volumes.
+
+    Attributes:
+        crop: voxels, multiples of the patch.
+        steps: optimiser steps.
+        batch: crops of a step.
+        rate: peak learning rate of what begins at random.
+        encoder_rate: factor of it for the encoder.
+        decoder_first: share of the steps in which the encoder stays as it is (sawtooth, METHODS 4.1).
+        weight_decay: of matrices and kernels.
+    """
+
+    crop: Extent
+    steps: int = 300
+    batch: int = 4
+    rate: float = 2e-3
+    encoder_rate: float = 0.5
+    decoder_first: float = 0.0
+    weight_decay: float = 0.01
+
+
+def labelled_volumes(
+    patients: Sequence[PreparedPatient], modality: str, structures: Sequence[str], spacing_mm: Spacing
+) -> list[Labelled]:
+    """Of every patient the first volume of the modality, where all its structures are drawn."""
+    found = []
+    for patient in patients:
+        volume = next((volume for volume in patient.volumes if volume.modality == modality), None)
+        labels = None if volume is None else label_map(patient, volume, structures, spacing_mm)
+        if volume is not None and labels is not None:
+            found.append(Labelled(volume.read(volume.offset, volume.shape)[0], labels))
+    return found
+
+
+class Segmenter(nn.Module):
+    """The encoder's tokens before, amid and after its blocks, upsampled to voxels beside the image itself.
+
+    Args:
+        encoder: pretrained or fresh; trained along.
+        modality: index of the modality in the encoder's list.
+        spacing_mm: of the crops.
+        structures: S.
+
+    Raises:
+        ValueError: the patch is no power of two.
+    """
+
+    def __init__(self, encoder: Encoder, modality: int, spacing_mm: Spacing, structures: int) -> None:
+        super().__init__()
+        shape = encoder.shape
+        doublings = round(math.log2(shape.patch))
+        if 2**doublings != shape.patch:
+            raise ValueError("the decoder doubles its resolution step by step: the patch must be a power of two")
+        self.encoder = encoder
+        self.modality = modality
+        self.spacing_mm = spacing_mm
+        self.after = sorted({0, shape.depth // 2, shape.depth})
+        widths = [_WIDTH * 2 ** min(level, 2) for level in range(doublings, -1, -1)]
+        self.bottom = _convolution(len(self.after) * shape.width, widths[0], 1)
+        self.rises = nn.ModuleList(
+            nn.Sequential(nn.ConvTranspose3d(wide, narrow, 2, 2), _convolution(narrow, narrow, 3))
+            for wide, narrow in pairwise(widths)
+        )
+        self.stem = _convolution(1, _WIDTH, 3)
+        self.head = nn.Sequential(_convolution(2 * _WIDTH, _WIDTH, 3), nn.Conv3d(_WIDTH, structures + 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 1, D, H, W], any size -> logits [B, S + 1, D, H, W]."""
+        volumes = image[:, 0]
+        modality = torch.full((len(volumes),), self.modality, device=image.device)
+        tokens, windows = self.encoder.tokens(volumes, modality, self.spacing_mm)
+        layers = self.encoder.intermediate(tokens, windows, self.after)
+        joined = torch.cat([F.layer_norm(layer, layer.shape[-1:]) for layer in layers], dim=-1)
+        grid = patch_grid(volumes, self.encoder.shape.patch)
+        x = self.bottom(joined.transpose(1, 2).reshape(len(volumes), -1, *grid))
+        for rise in self.rises:
+            x = rise(x)
+        seen = self.stem(padded(volumes, self.encoder.shape.patch)[:, None])
+        logits: Tensor = self.head(torch.cat([x, seen], dim=1))
+        d, h, w = volumes.shape[1:]
+        return logits[:, :, :d, :h, :w]
+
+
+def _convolution(inputs: int, outputs: int, kernel: int) -> nn.Module:
+    """Convolution, instance norm and activation; an instance norm has no memory of other patients."""
+    return nn.Sequential(
+        nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2), nn.InstanceNorm3d(outputs, affine=True), nn.GELU()
+    )
+
+
+def small_cnn(structures: int) -> nn.Module:
+    """A residual U-Net of about 1.2 M parameters (MONAI), from scratch."""
+    network: nn.Module = UNet(3, 1, structures + 1, (16, 32, 64, 128), (2, 2, 2), num_res_units=2, norm="instance")
+    return network
+
+
+def fine_tune(network: nn.Module, samples: Sequence[Labelled], how: FineTuning, seed: int) -> list[float]:
+    """Trains on random crops; the crops are a function of the seed alone, the same for every network.
+
+    Returns:
+        The loss of every step.
+    """
+    rng = np.random.default_rng(seed)
+    encoder = list(network.encoder.parameters()) if isinstance(network, Segmenter) else []
+    known = {id(parameter) for parameter in encoder}
+    fresh = [parameter for parameter in network.parameters() if id(parameter) not in known]
+    groups = [{"params": fresh, "factor": 1.0}, {"params": encoder, "factor": how.encoder_rate}]
+    optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=how.rate, weight_decay=how.weight_decay)
+    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    device = next(network.parameters()).device
+    losses = []
+    network.train()
+    for step in range(how.steps):
+        resting = step < how.decoder_first * how.steps
+        for parameter in encoder:
+            parameter.requires_grad_(not resting)
+        for group in optimiser.param_groups:
+            group["lr"] = how.rate * group["factor"] * _rate(step, how)
+        drawn = [_crop(rng, samples[int(rng.integers(len(samples)))], how.crop) for _ in range(how.batch)]
+        image = torch.from_numpy(np.stack([image for image, _ in drawn]))[:, None].to(device)
+        labels = torch.from_numpy(np.stack([labels for _, labels in drawn]))[:, None].to(device)
+        optimiser.zero_grad(set_to_none=True)
+        loss = criterion(network(image), labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def _rate(step: int, how: FineTuning) -> float:
+    """Warm-up over a twentieth, then cosine to 0; where the decoder comes first, once for it and once for all."""
+    first = math.ceil(how.decoder_first * how.steps)
+    begun, length = (0, first) if step < first else (first, how.steps - first)
+    progress = (step - begun + 1) / max(length, 1)
+    return min(progress * 20, 1.0) * (1 + math.cos(math.pi * progress)) / 2 if length > 1 else 1.0
+
+
+def _crop(rng: np.random.Generator, sample: Labelled, crop: Extent) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """A crop of image and labels, on a structure or anywhere, with zeros beyond the volume."""
+    centre = rng.integers(sample.image.shape)
+    present = [label for label in np.unique(sample.labels) if label]
+    if present and rng.random() < _ON_STRUCTURE:
+        places = np.argwhere(sample.labels == present[rng.integers(len(present))])
+        centre = places[rng.integers(len(places))]
+    size, extent = np.asarray(sample.image.shape), np.asarray(crop)
+    low = np.clip(centre - extent // 2, np.minimum(0, size - extent), np.maximum(size - extent, 0))
+    image, labels = np.zeros(crop, dtype=np.float32), np.zeros(crop, dtype=np.int64)
+    start, stop = np.maximum(low, 0), np.minimum(low + extent, size)
+    there = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    here = tuple(slice(int(a - o), int(b - o)) for a, b, o in zip(start, stop, low, strict=True))
+    image[here], labels[here] = sample.image[there], sample.labels[there]
+    return image, labels
+
+
+@torch.no_grad()
+def dice_scores(
+    network: nn.Module, samples: Sequence[Labelled], structures: Sequence[str], crop: Extent
+) -> dict[str, list[float]]:
+    """Dice of each structure in each volume, by sliding windows that overlap by half.
+
+    Returns:
+        By structure, one number a volume in which it is drawn or found.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    scores: dict[str, list[float]] = {name: [] for name in structures}
+    for sample in samples:
+        image = torch.from_numpy(sample.image)[None, None].to(device)
+        logits = sliding_window_inference(image, crop, 4, network, overlap=0.5, mode="gaussian")
+        found = cast(Tensor, logits)[0].argmax(0).cpu().numpy()
+        for label, name in enumerate(structures, start=1):
+            a, b = found == label, sample.labels == label
+            if a.any() or b.any():
+                scores[name].append(2 * float(np.logical_and(a, b).sum()) / float(a.sum() + b.sum()))
+    return scores

@@ -1,5 +1,6 @@
 """Configs are strict, and their messages name the key, the allowed and the received."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parametrium.config import (
+    DefacingConfig,
     JobConfig,
     PolicyConfig,
     SiteConfig,
@@ -117,6 +119,42 @@ def test_the_template_explains_every_field() -> None:
         key = line.strip().split(":")[0]
         if key in SiteConfig.model_fields or key in PolicyConfig.model_fields:
             assert lines[number - 1].strip().startswith("#"), f"{key} has no explanation above it"
+
+
+def test_the_templates_example_of_defacing_is_valid() -> None:
+    text = (ROOT / "site_configs" / "template.yaml").read_text()
+    (example,) = (line.lstrip("# ") for line in text.splitlines() if line.startswith("#   {command"))
+    DefacingConfig.model_validate_json(json.dumps(yaml.safe_load(example)))
+    assert all(f"{name}:" in text for name in DefacingConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("defacing", "parts"),
+    [
+        ({"command": ["x"]}, ["site.defacing.command"]),
+        ({"command": ["x", "{input}"]}, ["site.defacing.command", "{output}"]),
+        ({"command": ["{input}", "{output}"]}, ["{input} and {output}"]),
+        ({"command": ["./x", "{input}", "{output}"]}, ["absolute path"]),
+        ({"command": "x {input} {output}"}, ["site.defacing.command", "array"]),
+        ({"command": ["x", "{input}", "{output}", "\0"]}, ["site.defacing.command.3"]),
+        ({"when": "never"}, ["site.defacing.when", "head_or_unknown", "'never'"]),
+        ({"timeout_s": 0}, ["site.defacing.timeout_s", "0"]),
+        ({"environment": ["A=B"]}, ["site.defacing.environment.0"]),
+        ({"modalities": ["CT"]}, ["PM102", "site.defacing.modalities"]),
+        ({"word": ["x"]}, ["'words'"]),
+    ],
+)
+def test_a_wrong_defacing_is_refused_by_name(tmp_path: Path, defacing: dict[str, Any], parts: list[str]) -> None:
+    good = {"command": ["x", "--in={input}", "{output}"]}
+    places = {"site": "a", "cohort": "c", "cache": "k", "state": "s"}
+    file = tmp_path / "site.yaml"
+    file.write_text(yaml.safe_dump(places | {"defacing": good}))
+    assert load_site(file).defacing == DefacingConfig(command=("x", "--in={input}", "{output}"))
+    file.write_text(yaml.safe_dump(places | {"defacing": good | defacing}))
+    with pytest.raises(ConfigError) as caught:
+        load_site(file)
+    for part in parts:
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.stem)

@@ -159,6 +159,20 @@ def test_masks(tmp_path: Path) -> None:
     assert sorted(reason.value for reason in reasons) == ["bad_row", "missing_file"]
 
 
+def test_a_volume_knows_what_defacing_took_from_it(tmp_path: Path) -> None:
+    small_cohort(tmp_path)
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.nii.gz", np.ones((24, 22, 20), np.uint8))
+    cells = {"patient": "p1", "study": "s1", "structure": "defaced", "path": "a.nii.gz", "frame": "f1"}
+    other = cells | {"structure": "brain", "path": "b.nii.gz", "volume": "v0.nii.gz"}
+    write_rows(tmp_path / "masks.csv", [cells | {"volume": "x/../v1.nii.gz"}, other, cells | {"path": "absent"}])
+    cohort = read_cohort(tmp_path, ["CT"])
+    assert [volume.defaced for volume in cohort.volumes] == [None, tmp_path / "a.nii.gz", None]
+    assert [mask.volume for mask in cohort.patients[1].masks] == [tmp_path / "v1.nii.gz", tmp_path / "v0.nii.gz"]
+    write_rows(tmp_path / "masks.csv", [cells | {"volume": "v1.nii.gz", "path": "absent"}])
+    assert read_cohort(tmp_path, ["CT"]).volumes[1].defaced == tmp_path / "absent"  # and is left out when prepared
+
+
 def test_a_volume_and_a_mask_may_be_moved(tmp_path: Path) -> None:
     save(tmp_path / "seg.nii.gz", np.ones((4, 4, 4), np.uint8))
     cell = "0 -1 0 5 1 0 0 -2.5 0 0 1 0"

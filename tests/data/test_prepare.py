@@ -262,6 +262,59 @@ def test_new_voxels_beside_an_unchanged_header_make_a_new_entry(tmp_path: Path) 
         assert len(_entries(tmp_path)) == count
 
 
+def _defaced_cohort(folder: Path, mask: np.ndarray | None) -> None:
+    """One CT, whose mask of what defacing took is given; None: the table names it and it is not there."""
+    save(folder / "v.nii.gz", ct())
+    if mask is not None:
+        save(folder / "m.nii.gz", mask.astype(np.uint8))
+    write_rows(folder / "cohort.csv", [row("p", "v.nii.gz"), row("q", save(folder / "other.nii.gz", ct(seed=3)))])
+    cells = {"patient": "p", "study": "s1", "structure": "defaced", "path": "m.nii.gz", "frame": "f1"}
+    write_rows(folder / "masks.csv", [cells | {"volume": "v.nii.gz"}])
+
+
+def test_what_defacing_took_is_no_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.zeros(ct().shape, dtype=bool)
+    plain = _prepared(_with(tmp_path / "plain", mask)).patients[0].volumes[0]
+    mask[:, 14:] = True
+    cohort = _prepared(_with(tmp_path / "defaced", mask))
+    volume = cohort.patients[0].volumes[0]
+    box = (-2, -2, -2), (30, 30, 30)
+    whole, cut = plain.read(*box)[1], volume.read(*box)[1]
+    assert whole[:, 16:].any()
+    whole[:, 16:] = False  # lattice index 0 is voxel 0
+    np.testing.assert_array_equal(cut, whole)
+    monkeypatch.setattr(prepare, "load_volume", _forbidden)
+    assert _prepared(tmp_path / "defaced") == cohort
+
+
+def _with(folder: Path, mask: np.ndarray) -> Path:
+    folder.mkdir()
+    _defaced_cohort(folder, mask)
+    return folder
+
+
+def test_another_mask_of_what_defacing_took_makes_another_entry(tmp_path: Path) -> None:
+    folders = set()
+    for edge in (14, 15):
+        mask = np.zeros(ct().shape, dtype=bool)
+        mask[:, edge:] = True
+        _defaced_cohort(tmp_path, mask)
+        folders.add(_prepared(tmp_path).patients[0].volumes[0].folder)
+    assert len(folders) == 2
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [(None, Reason.UNREADABLE), (np.ones((24, 22, 19)), Reason.FAILED)],
+    ids=["absent", "other grid"],
+)
+def test_a_defaced_volume_without_its_mask_is_left_out(tmp_path: Path, mask: Any, reason: Reason) -> None:
+    _defaced_cohort(tmp_path, mask)
+    prepared = _prepared(tmp_path)
+    assert [patient.name for patient in prepared.patients] == ["q"]
+    assert Problem("p", "CT", reason) in prepared.problems
+
+
 def test_a_setting_of_another_modality_keeps_the_entry(tmp_path: Path) -> None:
     first = _prepared(small_cohort(tmp_path, 1))
     window = WindowRule(lower=0.0, upper=1.0, centre=0.0, scale=1.0)

@@ -10,7 +10,7 @@ import typer
 from parametrium.cli.options import AsJson, example
 from parametrium.cli.printing import answer, print_counts, progress, say
 from parametrium.cli.problems import print_problems, problem_rows
-from parametrium.config import VOCABULARY, SeriesRule, load_site
+from parametrium.config import VOCABULARY, DefacingConfig, SeriesRule, load_site
 from parametrium.errors import Code, ConfigError
 
 _FORMS = ("dicom", "bids", "nnunet", "datalist", "folders")
@@ -53,7 +53,7 @@ def cohort_import(
     ] = None,
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="processes, each with one volume at a time")] = 2,
     site_config: Annotated[
-        Path | None, typer.Option(metavar="SITE.yaml", help="whose series_rules say what DICOM series are called")
+        Path | None, typer.Option(metavar="SITE.yaml", help="for DICOM: its series_rules and its defacing")
     ] = None,
     registered: Annotated[
         bool | None,
@@ -111,11 +111,12 @@ def cohort_import(
         "site-config": site_config,
         "patient-folders": patient_folders,
     }
-    rules = () if site_config is None else load_site(site_config).series_rules
+    its_site = None if site_config is None else load_site(site_config)
+    rules, defacing = ((), None) if its_site is None else (its_site.series_rules, its_site.defacing)
     form = form or recognise(source)
     _require_fitting(form, told)
     if form == "dicom":
-        report = _import_dicom(source, cohort, rules, drop or [], told, secret=secret, jobs=jobs)
+        report = _import_dicom(source, cohort, rules, defacing, drop or [], told, secret=secret, jobs=jobs)
     else:
         names = {"patient-key": "patient"}
         own = {names.get(name, name): told[name] for name, forms in _OPTIONS.items() if form in forms}
@@ -155,6 +156,7 @@ def _import_dicom(
     source: Path,
     cohort: Path,
     rules: tuple[SeriesRule, ...],
+    defacing: DefacingConfig | None,
     drop: list[str],
     told: Mapping[str, Any],
     *,
@@ -174,6 +176,7 @@ def _import_dicom(
         secret=secret,
         rules=rules,
         wanted=wanted,
+        defacing=defacing,
         jobs=jobs,
         patient_folders=told["patient-folders"],
         progress=progress,

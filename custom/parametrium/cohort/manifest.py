@@ -1,15 +1,16 @@
 """A cohort: which volumes a hospital has, of whom, when, and which of them are registered to each other.
 
 ``cohort.csv`` has one row a volume: patient, study, day, modality, path, frame, and optionally split, slope, intercept
-and moved. ``clinical.csv`` has one row a patient, ``masks.csv`` one row a segmentation. Reading checks everything that
-headers tell and reports all problems at once; a bad volume is left out and counted, never fatal to its site.
+and moved. ``clinical.csv`` has one row a patient, ``masks.csv`` one row a segmentation, which may name in ``volume``
+the file that it was drawn on. Reading checks everything that headers tell and reports all problems at once; a bad
+volume is left out and counted, never fatal to its site.
 """
 
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -20,6 +21,7 @@ from parametrium.cohort.table import read_table
 
 __all__ = [
     "COHORT_COLUMNS",
+    "DEFACED",
     "MASK_COLUMNS",
     "Cohort",
     "Mask",
@@ -33,6 +35,8 @@ __all__ = [
 
 COHORT_COLUMNS = ("patient", "study", "day", "modality", "path", "frame")
 MASK_COLUMNS = ("patient", "study", "structure", "path", "frame")
+DEFACED = "defaced"
+"""The structure of a mask that is True where a volume does not show the patient's own tissue."""
 
 _HEADER_THREADS = 8  # headers are small reads: on network storage, latency is all there is
 
@@ -53,6 +57,7 @@ class Volume:
         slope: value = slope * stored + intercept, after the file's own scaling.
         intercept: see slope.
         moved: where registration has put it: applied, in RAS+ millimetres, after the file's own affine.
+        defaced: mask on the file's own grid of the voxels that defacing took from the patient; None where it took none.
     """
 
     patient: str
@@ -64,11 +69,15 @@ class Volume:
     slope: float = 1.0
     intercept: float = 0.0
     moved: Rigid = IDENTITY
+    defaced: Path | None = None
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A segmentation of one structure or label map, in the geometry of a frame; ``moved`` as of a volume."""
+    """A segmentation of one structure or label map, in the geometry of a frame; ``moved`` as of a volume.
+
+    ``volume`` is the file whose grid it has, where the table names it.
+    """
 
     patient: str
     study: str
@@ -76,6 +85,7 @@ class Mask:
     path: Path
     frame: str
     moved: Rigid = IDENTITY
+    volume: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,10 @@ def read_cohort(folder: Path, modalities: Collection[str]) -> Cohort:
     listed = _parse(table.rows, lambda row: _volume(row, folder), problems)
     splits = _splits(table.rows, problems)
     usable = _usable(listed, modalities, problems)
-    masks = _read_masks(folder, problems)
+    listed_masks = _listed_masks(folder, problems)
+    defaced = {mask.volume: mask.path for mask in listed_masks if mask.structure == DEFACED}
+    usable = [replace(volume, defaced=defaced.get(volume.path)) for volume in usable]
+    masks = _usable_masks(listed_masks, problems)
     clinical = _read_clinical(folder, {volume.patient for volume in listed}, problems)
     patients = _group(usable, splits, clinical, masks)
     if not patients:
@@ -178,7 +191,8 @@ def _mask(row: Mapping[str, str], folder: Path) -> Mask:
     if not all(row[column] for column in MASK_COLUMNS):
         raise _BadRowError
     path = _file(folder, row["path"])
-    return Mask(row["patient"], row["study"], row["structure"], path, row["frame"], _moved(row))
+    volume = _file(folder, row["volume"]) if row.get("volume") else None
+    return Mask(row["patient"], row["study"], row["structure"], path, row["frame"], _moved(row), volume)
 
 
 def _file(folder: Path, cell: str) -> Path:
@@ -237,13 +251,16 @@ def _volume_problem(volume: Volume, modalities: Collection[str]) -> Reason | Non
     return Reason.UNKNOWN_MODALITY if volume.modality not in modalities else header_problem(volume.path)
 
 
-def _read_masks(folder: Path, problems: list[Problem]) -> list[Mask]:
+def _listed_masks(folder: Path, problems: list[Problem]) -> list[Mask]:
     path = folder / "masks.csv"
     if not path.exists():
         return []
     table = read_table(path, what="the mask table", required=MASK_COLUMNS)
     problems.extend(Problem(row.get("patient", ""), "mask", Reason.BAD_ROW) for row in table.ragged)
-    listed = _parse(table.rows, lambda row: _mask(row, folder), problems)
+    return _parse(table.rows, lambda row: _mask(row, folder), problems)
+
+
+def _usable_masks(listed: Sequence[Mask], problems: list[Problem]) -> list[Mask]:
     found = [header_problem(mask.path) for mask in listed]
     problems.extend(Problem(mask.patient, "mask", reason) for mask, reason in zip(listed, found, strict=True) if reason)
     return [mask for mask, reason in zip(listed, found, strict=True) if reason is None]

@@ -54,6 +54,7 @@ class Reason(Enum):
     NO_INJECTION_TIME = "no_injection_time"
     STRUCTURES_WITHOUT_IMAGE = "structures_without_image"
     EMPTY_STRUCTURE = "empty_structure"
+    DEFACING_FAILED = "defacing_failed"
 
 
 @dataclass(frozen=True)

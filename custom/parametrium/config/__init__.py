@@ -31,7 +31,7 @@ from parametrium.config.objectives import (
     SoftContrastiveConfig,
 )
 from parametrium.config.reading import job_schema, load_job, load_site, parse_job, site_schema
-from parametrium.config.site import PolicyConfig, SeriesRule, SiteConfig
+from parametrium.config.site import DefacingConfig, PolicyConfig, SeriesRule, SiteConfig
 from parametrium.config.values import Count, Extent, Fraction, Modality, Name, Positive
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "ContinuousVariable",
     "Count",
     "CrossModalReconstructionConfig",
+    "DefacingConfig",
     "EvaluationConfig",
     "Extent",
     "FigoVariable",

@@ -1,7 +1,7 @@
 """What one hospital decides: where data and GPUs are, and what is permitted. It never leaves the site."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -47,6 +47,30 @@ class SeriesRule(Strict):
         return value
 
 
+class DefacingConfig(Strict):
+    """A program of the hospital's own that takes faces out of head scans while DICOM is imported."""
+
+    command: Annotated[tuple[Annotated[str, Field(pattern=r"^[^\x00]+$")], ...], Field(min_length=2, max_length=64)]
+    """Program and arguments, never through a shell. {input} and {output} stand for files, {modality} for its name."""
+    when: Literal["head", "head_or_unknown", "always"] = "head_or_unknown"
+    """Volumes whose header names a head; those and the ones whose header names no part of the body; or all."""
+    words: tuple[Annotated[str, Field(min_length=2, max_length=64)], ...] = ()
+    """More words that mean a head in Body Part Examined, Series Description or Protocol Name."""
+    environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
+    """Environment variables that the program needs beside PATH, HOME, LANG, LC_ALL and LD_LIBRARY_PATH."""
+    timeout_s: Annotated[int, Field(ge=1, le=86400)] = 900
+    """For one volume; then the program and all that it started are killed, and the volume is left out."""
+
+    @field_validator("command")
+    @classmethod
+    def _has_its_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(any(file in part for part in value[1:]) for file in ("{input}", "{output}")):
+            raise ValueError("the arguments must name {input} and {output}")
+        if "/" in value[0][1:] and not value[0].startswith("/"):
+            raise ValueError("the program must be a name on the PATH or an absolute path")
+        return value
+
+
 class SiteConfig(Strict):
     """What one hospital decides. Never leaves the site."""
 
@@ -72,4 +96,6 @@ class SiteConfig(Strict):
     """Processes that build the cache."""
     series_rules: tuple[SeriesRule, ...] = ()
     """What DICOM series are called at this hospital, for the import."""
+    defacing: DefacingConfig | None = None
+    """How faces are taken out of head scans, for the import of DICOM; null leaves them."""
     policy: PolicyConfig = PolicyConfig()

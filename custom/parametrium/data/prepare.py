@@ -36,6 +36,12 @@ class _Task:
 
     source: Path
     recipe: Recipe
+    defaced: Path | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All whose bytes decide the result."""
+        return (self.source,) if self.defaced is None else (self.source, self.defaced)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,9 @@ def prepare_cohort(
         DataError: PM301 the cache cannot be written, or a worker process was killed.
     """
     volumes = cohort.volumes
-    tasks = [_Task(v.path, recipe_for(preparation, v.modality, v.slope, v.intercept, v.moved)) for v in volumes]
+    tasks = [
+        _Task(v.path, recipe_for(preparation, v.modality, v.slope, v.intercept, v.moved), v.defaced) for v in volumes
+    ]
     store = Cache(cache)
     outcomes = {index: found for index, task in enumerate(tasks) if (found := _existing(task, store))}
     missing = {index: task for index, task in enumerate(tasks) if index not in outcomes}
@@ -89,8 +97,12 @@ def prepare_cohort(
 
 
 def _existing(task: _Task, store: Cache) -> _Outcome | None:
-    digest = store.known_digest(task.source)
-    return None if digest is None else _find(store, entry_key(digest, task.recipe.key))
+    digests = [digest for path in task.files if (digest := store.known_digest(path))]
+    return _find(store, _key(digests, task.recipe)) if len(digests) == len(task.files) else None
+
+
+def _key(digests: Sequence[str], recipe: Recipe) -> str:
+    return entry_key("+".join(digests), recipe.key)
 
 
 def _find(store: Cache, key: str) -> _Found | None:
@@ -123,24 +135,27 @@ def _prepare(task: _Task, cache: Path, staging: Path) -> _Outcome:
     """Makes one entry, or says why there can be none. Runs in a worker."""
     store = Cache(cache)
     try:
-        digest = store.digest(task.source, staging)
+        digests = [store.digest(path, staging) for path in task.files]
     except OSError:
         return Reason.UNREADABLE
-    key = entry_key(digest, task.recipe.key)
+    key = _key(digests, task.recipe)
     found = _find(store, key)  # another process may have made it meanwhile, or the same bytes lie at a second path
     if found is not None:
         return found
     loaded = load_volume(task.source)
     if isinstance(loaded, Reason):
         return loaded
+    hidden = None if task.defaced is None else load_volume(task.defaced)
+    if isinstance(hidden, Reason):
+        return hidden
     try:
-        result = prepare_arrays(*loaded, task.recipe)
+        result = prepare_arrays(*loaded, task.recipe, None if hidden is None else hidden[0])
     except Exception as error:  # one odd volume must not stop its site; a fault of ours hits all and ends as PM202
         _log.warning("a volume could not be prepared: %s", type(error).__name__)
         return Reason.TOO_LARGE if isinstance(error, MemoryError) else Reason.FAILED
     staged = staging / uuid.uuid4().hex
     with writable(cache):
-        _write(staged, result, digest, task.recipe)
+        _write(staged, result, digests[0], task.recipe)
     store.publish(key, staged)
     found = _find(store, key)
     if found is None:

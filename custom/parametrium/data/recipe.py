@@ -21,6 +21,7 @@ RECIPE = 2
 """Raised whenever this code would make other voxels from the same source and settings."""
 
 _MARGIN = 2  # lattice voxels kept around the body: its edge, with the air beside it, is worth seeing
+_DEFACED_SHARE = 0.5  # of a lattice voxel
 _MINIMUM_BODY = 64  # voxels; less is noise that passed the threshold
 
 
@@ -95,13 +96,19 @@ def load_volume(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]] |
         return error.reason
 
 
-def prepare_arrays(voxels: NDArray[np.float32], affine: NDArray[np.float64], recipe: Recipe) -> Prepared | Reason:
+def prepare_arrays(
+    voxels: NDArray[np.float32],
+    affine: NDArray[np.float64],
+    recipe: Recipe,
+    defaced: NDArray[np.float32] | None = None,
+) -> Prepared | Reason:
     """Resampled, normalised, cut to the body.
 
     Args:
         voxels: [I, J, K] in the file's order and scaling.
         affine: [4, 4] voxel to RAS+ millimetres, of the file itself.
         recipe: what to do.
+        defaced: [I, J, K], 1 where the voxels are not the patient's own; they are no body.
 
     Returns:
         The arrays, or why there are none.
@@ -114,6 +121,8 @@ def prepare_arrays(voxels: NDArray[np.float32], affine: NDArray[np.float64], rec
         voxels = voxels * np.float32(recipe.slope) + np.float32(recipe.intercept)
     image, seen, offset = resample(voxels, affine, recipe.spacing_mm)
     body = body_mask(image, recipe.modality, seen)
+    if defaced is not None:
+        body &= resample(defaced, affine, recipe.spacing_mm).image < _DEFACED_SHARE
     if np.count_nonzero(body) < _MINIMUM_BODY:
         return Reason.NO_BODY
     image = normalise(image, body, recipe.rule)

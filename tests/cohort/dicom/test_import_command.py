@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from dicom_files import volume, write_series
 
 from cohort_files import ct, save, write_rows
+from defacers import head, program
 from parametrium.cli import main
 
 TEMPLATE = Path(__file__).parent.parent.parent.parent / "site_configs" / "template.yaml"
@@ -57,6 +59,20 @@ def test_dicom_is_recognised_and_converted_by_the_sites_own_rules(tmp_path: Path
     text = shell(*words, "--drop", "T2")
     assert "modality_not_wanted" in text
     assert not list((tmp_path / "cohort" / "images").rglob("T2*"))
+
+
+def test_the_sites_defacing_is_used_and_cannot_be_forgotten(tmp_path: Path, shell: Shell) -> None:
+    write_series(tmp_path / "pacs", head()[::-1, ::-1], steps=np.eye(3) * 4.0, BodyPartExamined="HEAD")
+    site = a_site(tmp_path)
+    settings = yaml.safe_load(site.read_text())
+    settings["defacing"] = json.loads(program(tmp_path, "zero").model_dump_json())
+    site.write_text(yaml.safe_dump(settings))
+    words = ("cohort", "import", tmp_path / "pacs", tmp_path / "cohort", "--no-register")
+    assert shell.json(*words, "--site-config", site)["masks"] == 1
+    assert "PM204" in shell(*words, code=3)
+    settings["defacing"]["command"][1] = program(tmp_path, "fails").command[1]
+    site.write_text(yaml.safe_dump(settings))
+    assert "defacing_failed" in shell(*words, "--site-config", site, code=3)
 
 
 def test_volumes_of_several_frames_are_registered_unless_told_otherwise(tmp_path: Path, shell: Shell) -> None:

@@ -11,11 +11,13 @@ most of both is gzip); with RLE, JPEG-LS and JPEG 2000 it is 0.9, 1.2 and 0.7 of
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
+from parametrium.cohort.defacing.hook import DefacingError, Hook
 from parametrium.cohort.dicom.diffusivity import adc_factor
 from parametrium.cohort.dicom.facts import Choice, Converted, Facts, Grid, Identity, LeftOut, SidecarValue
 from parametrium.cohort.dicom.header import Instance, read_instance
@@ -32,13 +34,16 @@ Result = Converted | LeftOut
 _OBJECTS = {"RTDOSE": Reason.DOSE, "SR": Reason.REPORT, "DOC": Reason.REPORT}  # by Modality
 
 
-def convert_series(files: Sequence[Path], choose: Callable[[Facts], Choice], staging: Path) -> list[Result]:
+def convert_series(
+    files: Sequence[Path], choose: Callable[[Facts], Choice], staging: Path, defacing: Hook | None = None
+) -> list[Result]:
     """Reads, splits, decodes and writes one series; every file is in exactly one result's count.
 
     Args:
         files: all files of one series.
         choose: what a stack is for us.
         staging: an existing private folder; ``<n>.nii.gz`` are written into it.
+        defacing: what is run on volumes that may show a face.
 
     Returns:
         What became of the files. A file that several results use is counted by the first of them, so the counts of
@@ -57,33 +62,36 @@ def convert_series(files: Sequence[Path], choose: Callable[[Facts], Choice], sta
     stacks = split_stacks(images)
     # Taken ones first: a file that is used counts as used.
     stacks.sort(key=lambda stack: stack.reason is not None)
-    results.extend(_stacks(stacks, choose, staging))
+    results.extend(_stacks(stacks, choose, staging, defacing))
     return results
 
 
-def _stacks(stacks: Sequence[Stack], choose: Callable[[Facts], Choice], staging: Path) -> Iterator[Result]:
+def _stacks(
+    stacks: Sequence[Stack], choose: Callable[[Facts], Choice], staging: Path, defacing: Hook | None
+) -> Iterator[Result]:
     counted: set[Path] = set()
     left: list[tuple[Stack, Reason, str]] = []
     for number, stack in enumerate(stacks):
         answer = _convert(stack, choose, staging / f"{number}.nii.gz")
+        if isinstance(answer, Converted) and defacing is not None:
+            answer = _defaced(answer, stack.facts, defacing)
         if isinstance(answer, Converted):
-            yield _counting(answer, stack, counted)
+            yield replace(answer, files=_count(stack, counted))
         else:
             left.append((stack, *answer))
     for stack, reason, rule in left:
         yield LeftOut(_identity(stack), reason, rule, _count(stack, counted))
 
 
-def _counting(converted: Converted, stack: Stack, counted: set[Path]) -> Converted:
-    return Converted(
-        converted.choice,
-        converted.identity,
-        converted.file,
-        converted.grid,
-        converted.sidecar,
-        converted.instances,
-        _count(stack, counted),
-    )
+def _defaced(made: Converted, facts: Facts, hook: Hook) -> Converted | tuple[Reason, str]:
+    """The volume as it may enter the cohort where the site wants no face in it."""
+    concerned = hook.concerns(facts)
+    try:
+        mask = hook.deface(made.file, str(made.choice.modality)) if concerned else None
+    except DefacingError as error:
+        made.file.unlink()
+        return Reason.DEFACING_FAILED, f"defacing: {error}"
+    return replace(made, sidecar={**made.sidecar, "defaced": concerned}, defaced=mask)
 
 
 def _count(stack: Stack, counted: set[Path]) -> int:

@@ -37,6 +37,7 @@ SIDECAR = (
     "minutes_after_injection",
     "rescaled",  # true when stored values were brought to HU, SUV or 1e-6 mm2/s
     "derived",  # true for a scanner-made map such as ADC
+    "defaced",  # whether the site's program took a face out; absent where the site has set none
 )
 """Every name that a sidecar may hold; each value is a finite number, a list of them, or true or false."""
 
@@ -81,7 +82,7 @@ class Facts:
         field_strength_t: of MR.
         tube_voltage_kv: of CT.
         acquisition_type: CT Acquisition Type (e.g. CONSTANT_ANGLE, STATIONARY), upper case.
-        body_part: Body Part Examined, upper case; only to know whether defacing is a question.
+        body_part: Body Part Examined, upper case; only to know whether there may be a face.
         time_points: how many different times the series shows one place at.
     """
 
@@ -181,6 +182,7 @@ class Converted:
         sidecar: what may be told of it, by the names in ``SIDECAR``.
         instances: SOP Instance UIDs of its slices, for references from structures.
         files: how many source files it used.
+        defaced: where the mask of what defacing took out lies, beside ``file``; None where nothing was.
     """
 
     choice: Choice
@@ -190,6 +192,7 @@ class Converted:
     sidecar: Mapping[str, SidecarValue]
     instances: frozenset[str]
     files: int
+    defaced: Path | None = None
 
 
 @dataclass(frozen=True)

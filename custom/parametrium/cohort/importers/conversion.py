@@ -6,13 +6,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from parametrium.cohort.defacing.hook import Hook
 from parametrium.cohort.dicom.convert import convert_series
 from parametrium.cohort.dicom.facts import SIDECAR, Choice, Converted, Facts, LeftOut, SidecarValue
 from parametrium.cohort.importers.ledger import SIDECAR_SUFFIX, SUFFIX
 from parametrium.cohort.problem import Reason
 
 
-def convert(files: Sequence[Path], staging: Path, choose: Callable[[Facts], Choice]) -> list[Converted | LeftOut]:
+def convert(
+    files: Sequence[Path], staging: Path, choose: Callable[[Facts], Choice], defacing: Hook | None
+) -> list[Converted | LeftOut]:
     """Volumes of one image series with their sidecars, in ``staging``, which is made; or why there are none.
 
     Raises:
@@ -20,7 +23,7 @@ def convert(files: Sequence[Path], staging: Path, choose: Callable[[Facts], Choi
     """
     staging.mkdir(mode=0o700)
     try:
-        outcomes = convert_series(files, choose, staging)
+        outcomes = convert_series(files, choose, staging, defacing)
     except OSError:
         raise
     except Exception as error:  # one odd series must not stop the batch; a fault of ours hits all and is seen
@@ -28,7 +31,8 @@ def convert(files: Sequence[Path], staging: Path, choose: Callable[[Facts], Choi
     for outcome in outcomes:
         if isinstance(outcome, Converted):
             _write_sidecar(_sidecar_of(outcome.file), outcome.sidecar)
-            flush(outcome.file)
+            for file in filter(None, (outcome.defaced, outcome.file)):
+                flush(file)
     return outcomes
 
 
@@ -51,6 +55,15 @@ def failure(error: Exception, files: int) -> LeftOut:
 
 def _sidecar_of(volume: Path) -> Path:
     return volume.with_name(volume.name.removesuffix(SUFFIX) + SIDECAR_SUFFIX)
+
+
+def read_sidecar(volume: Path) -> Mapping[str, SidecarValue]:
+    """What the sidecar of a volume tells; nothing where there is none that can be read."""
+    try:
+        told = json.loads(_sidecar_of(volume).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _write_sidecar(path: Path, values: Mapping[str, SidecarValue]) -> None:

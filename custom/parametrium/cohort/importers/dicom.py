@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from parametrium.cohort.defacing.hook import Hook, hook_of
 from parametrium.cohort.deidentify import remember, site_secret
 from parametrium.cohort.dicom.choice import choose
 from parametrium.cohort.dicom.facts import Choice, Facts, LeftOut
@@ -23,6 +24,7 @@ from parametrium.cohort.dicom.index import Index, Kind, Progress, Series
 from parametrium.cohort.dicom.store import private_store
 from parametrium.cohort.dicom.walk import ARCHIVE, LINK
 from parametrium.cohort.importers.conversion import convert, put
+from parametrium.cohort.importers.defaced import not_defaced, require_defacing
 from parametrium.cohort.importers.dicom_tables import Counts, count_cohort, keep_cells, problems, write_tables
 from parametrium.cohort.importers.ledger import Held, Ledger, Standing
 from parametrium.cohort.importers.masks import draw
@@ -30,7 +32,7 @@ from parametrium.cohort.importers.tables import ImportReport
 from parametrium.cohort.importers.workplace import workplace
 from parametrium.cohort.problem import Problem, Reason
 from parametrium.cohort.workers import Lost, Workers
-from parametrium.config import VOCABULARY, SeriesRule
+from parametrium.config import VOCABULARY, DefacingConfig, SeriesRule
 from parametrium.errors import Code, CohortError
 
 CONVERSION = 1
@@ -42,6 +44,8 @@ ENDED = "process ended"
 _LAST_DAY = "9999-12-31"  # studies without a date come last
 _COMPRESSED = 0.8  # of a volume's size at the most, for the estimate of space
 _SPARE = 2**28  # bytes that must stay free
+_LIMIT_S = 3600.0  # for a series
+_VOLUMES = 10  # of one series that may take all the time they have for defacing
 
 Stage = Callable[[str], AbstractContextManager[Progress]]
 """Opens the progress of a named stage, to be called with what is done and how much there is."""
@@ -78,6 +82,7 @@ def import_dicom(
     secret: Path | None = None,
     rules: Sequence[SeriesRule] = (),
     wanted: Collection[str] = VOCABULARY,
+    defacing: DefacingConfig | None = None,
     jobs: int = 1,
     patient_folders: bool = False,
     progress: Stage = _unseen,
@@ -93,6 +98,7 @@ def import_dicom(
             store lies beside it.
         rules: what series are called at this hospital.
         wanted: modalities to take.
+        defacing: how faces are taken out of head scans; None leaves them.
         jobs: processes; each holds one volume at a time. 0 converts in this process itself.
         patient_folders: where a file names no patient, take the name of its folder directly below ``source``.
         progress: opens the progress of a stage.
@@ -100,20 +106,25 @@ def import_dicom(
     Raises:
         CohortError: PM204 the source cannot be read or holds no volume, the cohort cannot be written, is in use or was
             made otherwise, or the disk is too small; PM201 the cohort's table cannot be read.
+        ConfigError: PM103 the defacing program is not there.
     """
     cohort = cohort.absolute()
     secret = (secret or cohort.with_name(f"{cohort.name}.secret")).absolute()
     _require_places(source, cohort, secret)
     key = site_secret(secret)
-    with private_store(secret) as store, workplace(cohort, store) as place, Workers(jobs) as workers:
+    limit_s = _LIMIT_S + (0 if defacing is None else _VOLUMES * defacing.timeout_s)
+    with private_store(secret) as store, workplace(cohort, store) as place, Workers(jobs, limit_s) as workers:
+        hook = None if defacing is None else hook_of(defacing, secret.with_name(f"{secret.name}.defacing.log"))
         index = Index(store, source, patient_folders=patient_folders)
         with progress("headers") as update:
             index.update(workers, update)
         ledger = Ledger(store, place.cohort, key, cohort)
         ledger.add_source(index.number, patient_folders=patient_folders)
         keep_cells(ledger, cohort)
-        settings = json.dumps([CONVERSION, [rule.model_dump() for rule in rules], sorted(wanted)])
-        run = _Run(index, ledger, workers, place.staging, cohort, settings)
+        require_defacing(ledger, defacing)
+        settings = [CONVERSION, [rule.model_dump() for rule in rules], sorted(wanted)]
+        settings += [] if defacing is None else [defacing.model_dump()]
+        run = _Run(index, ledger, workers, place.staging, cohort, json.dumps(settings), hook)
         with progress("volumes") as update:
             fewer = run.volumes(partial(choose, rules=tuple(rules), wanted=tuple(wanted)), update)
         with progress("masks") as update:
@@ -121,7 +132,7 @@ def import_dicom(
         remember(secret, {series.subject: ledger.pseudonym(series.subject) for series in index.series()})
         write_tables(ledger, cohort)
         ledger.remove_obsolete()
-        return _report(ledger, fewer)
+        return _report(ledger, fewer, not_defaced(ledger, cohort, defacing) if defacing else 0)
 
 
 def _require_places(source: Path, cohort: Path, secret: Path) -> None:
@@ -147,6 +158,7 @@ class _Run:
     staging: Path
     folder: Path
     settings: str
+    hook: Hook | None
 
     def volumes(self, choice: Callable[[Facts], Choice], progress: Progress) -> int:
         """Converts every image series that is new or changed; gives the number of those that have lost files."""
@@ -154,9 +166,9 @@ class _Run:
         due = self._sorted(series for series, standing in standings if standing == "new")
         _require_space(self.folder, sum(series.pixel_bytes for series in due))
 
-        def tasks() -> Iterator[tuple[list[Path], Path, Callable[[Facts], Choice]]]:
+        def tasks() -> Iterator[tuple[list[Path], Path, Callable[[Facts], Choice], Hook | None]]:
             for n, series in enumerate(due):
-                yield self.index.paths(series), self.staging / f"volumes-{n}", choice
+                yield self.index.paths(series), self.staging / f"volumes-{n}", choice, self.hook
 
         progress(0, len(due))
         for n, made in enumerate(self.workers.in_order(convert, tasks())):
@@ -232,7 +244,7 @@ def _require_space(folder: Path, pixel_bytes: int) -> None:
         )
 
 
-def _report(ledger: Ledger, fewer: int) -> DicomReport:
+def _report(ledger: Ledger, fewer: int, faces: int) -> DicomReport:
     """The report of all that the cohort holds.
 
     Raises:
@@ -254,13 +266,13 @@ def _report(ledger: Ledger, fewer: int) -> DicomReport:
         volumes=counts.volumes,
         masks=counts.masks,
         problems=tuple(Problem(patient, modality, reason) for patient, modality, reason, _, _ in found),
-        warnings=tuple(_warnings(counts, rules, fewer)),
+        warnings=tuple(_warnings(counts, rules, fewer, faces)),
         files=counts.files,
         left_out={reason: count for reason, count in left_out.items() if count},
     )
 
 
-def _warnings(counts: Counts, rules: Mapping[str, int], fewer: int) -> Iterator[str]:
+def _warnings(counts: Counts, rules: Mapping[str, int], fewer: int, faces: int) -> Iterator[str]:
     if rules.get(ARCHIVE):
         yield f"{rules[ARCHIVE]} archives (zip and the like) were not opened; unpack them and import again"
     if rules.get(LINK):
@@ -269,6 +281,11 @@ def _warnings(counts: Counts, rules: Mapping[str, int], fewer: int) -> Iterator[
         yield f"{rules[ENDED]} files were lost with a process that was killed, mostly for lack of memory; lower --jobs"
     if fewer:
         yield f"{fewer} series have fewer files than when they were imported; their volumes were kept as they are"
+    if faces:
+        yield (
+            f"{faces} volumes of earlier imports, without defacing, may show a face; import their source again, "
+            "whole, or use a new folder"
+        )
     if counts.undated:
         yield f"{counts.undated} studies have no date; their day is 0"
     if counts.unsure:

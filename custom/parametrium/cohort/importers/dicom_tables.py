@@ -19,6 +19,7 @@ from parametrium.cohort.table import read_table, write_table
 
 PROBLEM_COLUMNS = ("patient", "modality", "reason", "rule", "count")
 
+_MASK_COLUMNS = (*MASK_COLUMNS, "volume")
 _OWN_COLUMNS = (*COHORT_COLUMNS, "rule")
 _MODALITIES = (
     *("AR", "CR", "CT", "DG", "DOC", "DX", "ES", "IO", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "PX", "REG", "RF"),
@@ -33,7 +34,7 @@ FROM volumes v JOIN studies t ON v.study = t.id JOIN patients p ON t.patient = p
 WHERE p.cohort = ? ORDER BY p.pseudonym, t.number, v.path
 """
 _MASKS = """
-SELECT p.pseudonym, t.number, m.structure, m.path, v.frame, v.kept
+SELECT p.pseudonym, t.number, m.structure, m.path, v.frame, v.path, v.kept
 FROM masks m JOIN volumes v ON m.volume = v.id JOIN studies t ON v.study = t.id JOIN patients p ON t.patient = p.id
 WHERE p.cohort = ? ORDER BY p.pseudonym, t.number, m.path
 """
@@ -110,7 +111,7 @@ def write_tables(ledger: Ledger, folder: Path) -> None:
     extra = sorted({column for (cells,) in kept for column in json.loads(cells)} - {"frame"})
     masks = list(_mask_rows(ledger))
     if masks or (folder / "masks.csv").exists():
-        columns = (*MASK_COLUMNS, "moved") if any("moved" in row for row in masks) else MASK_COLUMNS
+        columns = (*_MASK_COLUMNS, "moved") if any("moved" in row for row in masks) else _MASK_COLUMNS
         write_table(folder / "masks.csv", columns, masks)
     write_table(folder / "problems.csv", PROBLEM_COLUMNS, map(_problem_row, problems(ledger)))
     volumes = list(_volume_rows(ledger))
@@ -154,10 +155,10 @@ def _volume_rows(ledger: Ledger) -> Iterator[dict[str, str]]:
 
 def _mask_rows(ledger: Ledger) -> Iterator[dict[str, str]]:
     """A mask goes where its volume goes."""
-    for patient, study, structure, path, frame, kept in ledger.store.execute(_MASKS, (ledger.cohort,)):
+    for patient, study, structure, path, frame, volume, kept in ledger.store.execute(_MASKS, (ledger.cohort,)):
         moved: dict[str, Any] = {key: cell for key, cell in json.loads(kept).items() if key in ("frame", "moved")}
-        cells = (patient, f"s{study}", structure, path, _frame(study, frame))
-        yield dict(zip(MASK_COLUMNS, cells, strict=True)) | moved
+        cells = (patient, f"s{study}", structure, path, _frame(study, frame), volume)
+        yield dict(zip(_MASK_COLUMNS, cells, strict=True)) | moved
 
 
 def _frame(study: int, frame: int) -> str:

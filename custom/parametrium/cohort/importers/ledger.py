@@ -18,6 +18,8 @@ import numpy as np
 from parametrium.cohort.deidentify import pseudonym
 from parametrium.cohort.dicom.facts import Converted, Grid, LeftOut
 from parametrium.cohort.dicom.index import Series
+from parametrium.cohort.manifest import DEFACED
+from parametrium.cohort.problem import Reason
 
 SUFFIX = ".nii.gz"
 SIDECAR_SUFFIX = ".json"
@@ -38,6 +40,7 @@ class Held:
         series: Series Instance UID; never written into the cohort.
         frame_of_reference: its frame's UID; never written into the cohort.
         instances: SOP Instance UIDs of its slices; never written into the cohort.
+        defaced: the mask of what defacing took from it; None where it took nothing.
     """
 
     number: int
@@ -45,6 +48,7 @@ class Held:
     series: str
     frame_of_reference: str
     instances: frozenset[str]
+    defaced: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,17 @@ class Ledger:
     def volumes_of(self, subject: str) -> list[Held]:
         """A patient's volumes, in the order of the table."""
         rows = self.store.execute(
-            "SELECT v.id, v.grid, s.uid, f.uid FROM volumes v JOIN series s ON v.series = s.id "
+            "SELECT v.id, v.grid, s.uid, f.uid, m.path FROM volumes v JOIN series s ON v.series = s.id "
+            "LEFT JOIN masks m ON m.volume = v.id AND m.series = v.series "  # others come of series of their own
             "JOIN studies t ON v.study = t.id JOIN patients p ON t.patient = p.id "
             "JOIN frames f ON f.study = v.study AND f.number = v.frame "
             "WHERE p.cohort = ? AND p.subject = ? ORDER BY t.number, v.path",
             (self.cohort, subject),
         ).fetchall()
-        return [Held(n, _grid(grid), series, frame, self._instances(n)) for n, grid, series, frame in rows]
+        return [
+            Held(n, _grid(grid), series, frame, self._instances(n), self._folder / mask if mask else None)
+            for n, grid, series, frame, mask in rows
+        ]
 
     def volumes_digest(self, subject: str) -> str:
         """Changes when one of a patient's volumes does."""
@@ -130,9 +138,14 @@ class Ledger:
         return hashlib.sha256(repr(rows.fetchall()).encode()).hexdigest()
 
     def record_volumes(self, series: Series, digest: str, outcomes: Sequence[Converted | LeftOut], put: Put) -> None:
-        """Names what came of an image series, has it put there and remembers it; all of it or nothing."""
+        """Names what came of an image series, has it put there and remembers it; all of it or nothing.
+
+        What could not be defaced is tried again by the next run: the site may have mended its program.
+        """
         with self.store:
-            patient, number = self._begin(series, digest)
+            undone = any(isinstance(one, LeftOut) and one.reason is Reason.DEFACING_FAILED for one in outcomes)
+            patient, number = self._begin(series, "" if undone else digest)
+            self._forget_masks(number)
             earlier = self._paths("SELECT path FROM volumes WHERE series = ?", number)
             named: set[str] = set()
             for outcome in outcomes:
@@ -141,8 +154,14 @@ class Ledger:
                     continue
                 study = self._study(patient, series)
                 name = self._volume_name(study, str(outcome.choice.modality), spare=earlier - named)
+                mask = name.parent / "masks" / f"{name.name.removesuffix(SUFFIX)}_{DEFACED}{SUFFIX}"
+                if outcome.defaced is not None:
+                    put(outcome.defaced, mask)
                 put(outcome.file, name)
-                self._add_volume(series, (number, study, digest), outcome, str(name))
+                volume = self._add_volume(series, (number, study, digest), outcome, str(name))
+                if outcome.defaced is not None:
+                    self._draw_anew(volume)
+                    self._add_mask(number, volume, DEFACED, str(mask))
                 named.add(str(name))
             for path in sorted(earlier - named):
                 self._forget_volume(number, path)
@@ -151,20 +170,14 @@ class Ledger:
         """As ``record_volumes``, for the masks that came of structures or of a segmentation."""
         with self.store:
             _, number = self._begin(series, digest)
-            for path in self._paths("SELECT path FROM masks WHERE series = ?", number):
-                self._add_obsolete(path)
-            self.store.execute("DELETE FROM masks WHERE series = ?", (number,))
+            self._forget_masks(number)
             for outcome in outcomes:
                 if isinstance(outcome, LeftOut):
                     self._leave_out(number, series, outcome)
                     continue
                 name = self._mask_name(outcome.volume)
                 put(outcome.file, name)
-                self.store.execute(
-                    "INSERT INTO masks (series, volume, structure, path) VALUES (?, ?, ?, ?)",
-                    (number, outcome.volume, outcome.structure, str(name)),
-                )
-                self._not_obsolete(str(name))
+                self._add_mask(number, outcome.volume, outcome.structure, str(name))
 
     def record_loss(self, series: Series, item: LeftOut) -> None:
         """Notes that nothing is known of a series this time; what it gave before stays, and it will be tried again."""
@@ -242,7 +255,7 @@ class Ledger:
         names = (str(image.parent / "masks" / f"{image.name.removesuffix(SUFFIX)}_{n:02}{SUFFIX}") for n in count(1))
         return PurePosixPath(next(name for name in names if name not in taken))
 
-    def _add_volume(self, series: Series, owner: tuple[int, int, str], made: Converted, path: str) -> None:
+    def _add_volume(self, series: Series, owner: tuple[int, int, str], made: Converted, path: str) -> int:
         number, study, digest = owner
         # Without a frame of reference, the volumes of one series are still measured in one coordinate system.
         frame = self._frame(study, made.identity.frame_of_reference or f"series {series.uid}")
@@ -259,6 +272,28 @@ class Ledger:
             "INSERT INTO instances (volume, uid) VALUES (?, ?)", [(volume, uid) for uid in sorted(made.instances)]
         )
         self._not_obsolete(path)
+        return int(volume)
+
+    def _add_mask(self, series: int, volume: int, structure: str, path: str) -> None:
+        self.store.execute(
+            "INSERT INTO masks (series, volume, structure, path) VALUES (?, ?, ?, ?)",
+            (series, volume, structure, path),
+        )
+        self._not_obsolete(path)
+
+    def _forget_masks(self, series: int) -> None:
+        for path in self._paths("SELECT path FROM masks WHERE series = ?", series):
+            self._add_obsolete(path)
+        self.store.execute("DELETE FROM masks WHERE series = ?", (series,))
+
+    def _draw_anew(self, volume: int) -> None:
+        """Masks that were drawn on a volume when it had a face may show it; their series are due again."""
+        self.store.execute(
+            "UPDATE series SET digest = '' WHERE id IN (SELECT series FROM masks WHERE volume = ?)", (volume,)
+        )
+        for path in self._paths("SELECT path FROM masks WHERE volume = ?", volume):
+            self._add_obsolete(path)
+        self.store.execute("DELETE FROM masks WHERE volume = ?", (volume,))
 
     def _forget_volume(self, series: int, path: str) -> None:
         (volume,) = self._one("SELECT id FROM volumes WHERE series = ? AND path = ?", series, path)

@@ -14,6 +14,7 @@ from parametrium.cohort.importers.conversion import failure, flush
 from parametrium.cohort.importers.ledger import SUFFIX, Drawn, Held
 from parametrium.cohort.nifti import write_nifti
 from parametrium.cohort.problem import Reason
+from parametrium.cohort.volume_file import read_stored
 
 Outcome = Drawn | LeftOut
 
@@ -52,8 +53,12 @@ def _of_file(kind: Kind, file: Path, held: Sequence[Held], staging: Path, number
     volume = drawn_on(read.references, held)
     if volume is None:
         return [LeftOut(read.identity, Reason.STRUCTURES_WITHOUT_IMAGE)]
+    hidden = None if volume.defaced is None else read_stored(volume.defaced).voxels != 0
     outcomes: list[Outcome] = []
     for structure, mask in _rasterise(read, volume.grid):
+        if hidden is not None and not isinstance(mask, Reason):
+            mask[hidden] = 0  # the outline of a body or of its skin is its face
+            mask = mask if mask.any() else Reason.EMPTY_STRUCTURE
         if isinstance(mask, Reason):
             outcomes.append(LeftOut(read.identity, mask, files=0))
             continue

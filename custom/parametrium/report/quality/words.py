@@ -48,6 +48,7 @@ MEANING: dict[Reason, str] = {
     Reason.NO_INJECTION_TIME: "PET without the time of injection",
     Reason.STRUCTURES_WITHOUT_IMAGE: "structures whose image was not taken",
     Reason.EMPTY_STRUCTURE: "a structure without a voxel",
+    Reason.DEFACING_FAILED: "the site's program took no face out of it; see the log beside the site's secret",
 }
 
 

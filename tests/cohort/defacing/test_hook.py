@@ -85,6 +85,17 @@ def test_no_word_of_the_program_survives(tmp_path: Path) -> None:
     assert not nibabel.load(path).header.extensions
 
 
+@pytest.mark.parametrize("name", ["zero", "own type"])
+def test_a_scan_of_a_few_steps_is_not_taken_for_changed_throughout(tmp_path: Path, name: str) -> None:
+    """A program that reads 8 bits and writes 8 bits with a scaling of its own rounds every voxel a little."""
+    image = ((head() + 1000) // 10).clip(0, 183).astype(np.uint8)
+    path = staged(tmp_path / "staging", image)
+    mask = hook(program(tmp_path, name), tmp_path).deface(path, "T1")
+    taken = face(image.shape, affine_of())
+    np.testing.assert_array_equal(voxels(path)[~taken], image[~taken])
+    assert (voxels(mask)[~taken & (image > 0)] == 0).mean() > 0.9
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     order=st.permutations([0, 1, 2]),

@@ -31,7 +31,7 @@ from parametrium.errors import Code, ConfigError
 
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 _SAME_AFFINE = 1e-3  # mm
-_SAME_VALUE = 1e-4  # of the volume's range: less is rounding on the way through 16 bits
+_SAME_VALUE = 1e-4  # of the volume's range: less, or half a step of its type, is rounding on the way
 _TAIL = 4096  # bytes of what the program says that are kept
 _LOG_LIMIT = 2**20
 
@@ -164,7 +164,8 @@ def _hidden(before: Stored, after: NDArray[np.float32], modality: str) -> NDArra
     voxels that it changed are the tissue, and their mask alone would show the face that was taken out.
     """
     values = before.voxels * np.float32(before.slope) + np.float32(before.intercept)
-    unchanged = np.abs(values - after) <= _SAME_VALUE * np.ptp(values)
+    step = abs(before.slope) if before.voxels.dtype.kind in "iu" else 0.0
+    unchanged = np.abs(values - after) <= max(0.51 * step, _SAME_VALUE * float(np.ptp(values)))
     if unchanged.all():
         raise DefacingError("nothing changed")
     # Opened: within what the program filled evenly, single voxels of tissue had that value by chance, and air had not.

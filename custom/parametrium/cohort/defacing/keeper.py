@@ -39,7 +39,7 @@ def keep(limit_s: float, command: Sequence[str]) -> int:
         if select.select([0], [], [], _POLL_S)[0]:
             break
     code = process.returncode
-    with suppress(ProcessLookupError, PermissionError):
+    with suppress(ProcessLookupError, PermissionError):  # all that is known where the system lists no children
         os.killpg(process.pid, signal.SIGKILL)
     _end_children()
     if code:

@@ -9,21 +9,18 @@ On 512 x 512 x 120 voxels of CT this takes the processor time of dcm2niix with i
 most of both is gzip); with RLE, JPEG-LS and JPEG 2000 it is 0.9, 1.2 and 0.7 of that.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
 from parametrium.cohort.defacing.hook import DefacingError, Hook
 from parametrium.cohort.dicom.diffusivity import adc_factor
+from parametrium.cohort.dicom.duplicates import distinct, distinct_pixels
 from parametrium.cohort.dicom.facts import Choice, Converted, Facts, Grid, Identity, LeftOut, SidecarValue
 from parametrium.cohort.dicom.header import Instance, read_instance
-from parametrium.cohort.dicom.part10 import opened
-from parametrium.cohort.dicom.quiet import quiet
-from parametrium.cohort.dicom.stack import Stack, distinct, split_stacks
+from parametrium.cohort.dicom.stack import Stack, split_stacks
 from parametrium.cohort.dicom.uptake import suv_scale
 from parametrium.cohort.dicom.voxels import Voxels, read_voxels
 from parametrium.cohort.nifti import write_nifti
@@ -54,25 +51,28 @@ def convert_series(
     """
     read = [read_instance(path) for path in files]
     results: list[Result] = [answer for answer in read if isinstance(answer, LeftOut)]
-    instances, copies = distinct(answer for answer in read if isinstance(answer, Instance))
-    images = [instance for instance in instances if instance.slices]
-    results.extend(_no_image(instance, choose) for instance in instances if not instance.slices)
-    images, same = _distinct_pixels(images)
-    results.extend(LeftOut(copy.identity, Reason.DUPLICATE) for copy in copies + same)
+    found = distinct(answer for answer in read if isinstance(answer, Instance))
+    results.extend(_no_image(instance, choose) for instance in found.once if not instance.slices)
+    images, same = distinct_pixels([instance for instance in found.once if instance.slices])
+    results.extend(LeftOut(copy.identity, Reason.DUPLICATE) for copy in found.copies + same)
     stacks = split_stacks(images)
     # Taken ones first: a file that is used counts as used.
     stacks.sort(key=lambda stack: stack.reason is not None)
-    results.extend(_stacks(stacks, choose, staging, defacing))
+    results.extend(_stacks(stacks, choose, staging, found.spare, defacing))
     return results
 
 
 def _stacks(
-    stacks: Sequence[Stack], choose: Callable[[Facts], Choice], staging: Path, defacing: Hook | None
+    stacks: Sequence[Stack],
+    choose: Callable[[Facts], Choice],
+    staging: Path,
+    spare: Mapping[Path, tuple[Path, ...]],
+    defacing: Hook | None,
 ) -> Iterator[Result]:
     counted: set[Path] = set()
     left: list[tuple[Stack, Reason, str]] = []
     for number, stack in enumerate(stacks):
-        answer = _convert(stack, choose, staging / f"{number}.nii.gz")
+        answer = _convert(stack, choose, staging / f"{number}.nii.gz", spare)
         if isinstance(answer, Converted) and defacing is not None:
             answer = _defaced(answer, stack.facts, defacing)
         if isinstance(answer, Converted):
@@ -113,41 +113,9 @@ def _no_image(instance: Instance, choose: Callable[[Facts], Choice]) -> LeftOut:
     return LeftOut(instance.identity, reason, choice.rule)
 
 
-def _distinct_pixels(instances: list[Instance]) -> tuple[list[Instance], list[Instance]]:
-    """Single planes that were sent twice under two UIDs: nothing tells them apart, and neither do their pixels."""
-    keys = [_key(instance) for instance in instances]
-    repeated = {key for key, count in Counter(keys).items() if count > 1}
-    once: list[Instance] = []
-    same: list[Instance] = []
-    seen: set[object] = set()
-    for instance, key in zip(instances, keys, strict=True):
-        if len(instance.slices) == 1 and key in repeated:
-            digest = _pixel_digest(instance.path)
-            if digest is not None and (key, digest) in seen:
-                same.append(instance)
-                continue
-            seen.add((key, digest))
-        once.append(instance)
-    return once, same
-
-
-def _key(instance: Instance) -> object:
-    first = instance.slices[0]
-    return first.position, first.row, first.column, first.shape, instance.traits[0].image_type
-
-
-def _pixel_digest(path: Path) -> bytes | None:
-    try:
-        with quiet(), opened(path, ()) as file:
-            if file.pixels is None:
-                return None
-            file.stream.seek(file.pixels.offset)
-            return blake2b(file.stream.read(file.pixels.length), digest_size=16).digest()
-    except Exception:  # what is wrong with the file is said when it is decoded
-        return None
-
-
-def _convert(stack: Stack, choose: Callable[[Facts], Choice], target: Path) -> Converted | tuple[Reason, str]:
+def _convert(
+    stack: Stack, choose: Callable[[Facts], Choice], target: Path, spare: Mapping[Path, tuple[Path, ...]]
+) -> Converted | tuple[Reason, str]:
     """One stack; the reason and the rule where it is not taken."""
     choice = choose(stack.facts)
     if choice.modality is None:
@@ -158,7 +126,7 @@ def _convert(stack: Stack, choose: Callable[[Facts], Choice], target: Path) -> C
     if any(plane.instance.lookup for plane in stack.planes):
         return Reason.UNKNOWN_UNIT, choice.rule
     try:
-        voxels = read_voxels(stack)
+        voxels = read_voxels(stack, spare)
         scaled = voxels if isinstance(voxels, Reason) else _in_unit(stack, choice.modality, voxels)
     except MemoryError:
         scaled = Reason.TOO_LARGE

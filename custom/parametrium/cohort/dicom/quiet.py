@@ -17,16 +17,16 @@ def quiet() -> Iterator[None]:
     Everything that touches a DICOM file runs inside it. It changes the process: it is for workers, not for threads.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    before = [logger.disabled for logger in loggers]
+    before = [logger.level for logger in loggers]
     mode = config.settings.reading_validation_mode
     config.settings.reading_validation_mode = config.IGNORE
     try:
         for logger in loggers:
-            logger.disabled = True
+            logger.setLevel(logging.CRITICAL + 1)  # their children ask them for a level, but not whether they are off
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         config.settings.reading_validation_mode = mode
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

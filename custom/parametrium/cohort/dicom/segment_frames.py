@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRBigEndian, RLELossless
 
 from parametrium.cohort.dicom.codestream import frame_size
 from parametrium.cohort.dicom.part10 import Opened, Pixels, opened
-from parametrium.cohort.dicom.voxels import UndecodableError
+from parametrium.cohort.dicom.pixel_layout import UndecodableError
 
 _PIXEL_DATA = 0x7FE00010
 _TAGS = (

@@ -11,7 +11,7 @@ written as it is and not resampled.
 Axes are columns, rows, slices; slices ascend along row x column, so the axes are right-handed in the patient.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -253,15 +253,3 @@ def grid_of(slices: Sequence[Slice]) -> Grid | Reason:
     affine[:3] = _LPS_TO_RAS @ affine[:3]
     shape = (first.shape[1], first.shape[0], len(slices))
     return geometry_problem(shape, affine) or Grid(shape, affine)
-
-
-def distinct(instances: Iterable[Instance]) -> tuple[list[Instance], list[Instance]]:
-    """Instances by their UID: the first of each, and the copies."""
-    seen: set[str] = set()
-    once: list[Instance] = []
-    copies: list[Instance] = []
-    for instance in instances:
-        uid = instance.identity.instance
-        (copies if uid and uid in seen else once).append(instance)
-        seen.add(uid)
-    return once, copies

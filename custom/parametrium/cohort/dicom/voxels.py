@@ -8,10 +8,11 @@ changes nothing here. CT below -1024 HU is set to -1024: scanners fill the corne
 -2000 or -3024, whether or not Pixel Padding Value says so, and such an edge would bleed into what is interpolated.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,24 +22,15 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import ExplicitVRBigEndian, RLELossless
 
 from parametrium.cohort.dicom.codestream import frame_size
-from parametrium.cohort.dicom.elements import Elements
 from parametrium.cohort.dicom.facts import Slice
 from parametrium.cohort.dicom.part10 import Opened, Pixels, opened
+from parametrium.cohort.dicom.pixel_layout import LAYOUT_TAGS, Layout, UndecodableError, layout_of
 from parametrium.cohort.dicom.quiet import quiet
 from parametrium.cohort.dicom.stack import Stack
 from parametrium.cohort.header import MAXIMUM_VOXELS
 from parametrium.cohort.problem import Reason
 
 _LOWEST_HU = -1024.0
-_TAGS = (
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
-)
-
-
-class UndecodableError(Exception):
-    """Pixel data that are not what the header says."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +48,14 @@ class Voxels:
     intercept: float
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """How a file's frames are stored (PS3.5 8.1)."""
-
-    rows: int
-    columns: int
-    frames: int
-    allocated: int
-    bits: int
-    high: int
-    signed: bool
-    photometric: str
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(f"{'i' if self.signed else 'u'}{self.allocated // 8}")
-
-    @property
-    def frame_bytes(self) -> int:
-        return self.rows * self.columns * self.allocated // 8
-
-
-def read_voxels(stack: Stack) -> Voxels | Reason:
+def read_voxels(stack: Stack, spare: Mapping[Path, Sequence[Path]] = MappingProxyType({})) -> Voxels | Reason:
     """Decodes a stack that has a grid; raises only ``MemoryError``.
 
     Integers stay integers where one slope and intercept serve all slices; else values become float32.
+
+    Args:
+        stack: what to decode.
+        spare: of a file, copies of it; they are tried in their order for frames that the file itself does not give.
     """
     slices = [plane.slice for plane in stack.planes]
     lines = {(plane.slope, plane.intercept) for plane in slices}
@@ -91,7 +65,7 @@ def read_voxels(stack: Stack) -> Voxels | Reason:
     volume: NDArray[Any] | None = None
     try:
         with quiet():
-            for number, plane in _decoded(slices):
+            for number, plane in _decoded(slices, spare):
                 frame = _scaled(
                     plane, slices[number], one_line=len(lines) == 1, hounsfield=stack.facts.modality == "CT"
                 )
@@ -121,22 +95,41 @@ def _scaled(frame: NDArray[Any], plane: Slice, *, one_line: bool, hounsfield: bo
     return np.maximum(frame, frame.dtype.type(lowest)) if lowest > np.iinfo(frame.dtype).min else frame
 
 
-def _decoded(slices: Sequence[Slice]) -> Iterator[tuple[int, NDArray[Any]]]:
+def _decoded(slices: Sequence[Slice], spare: Mapping[Path, Sequence[Path]]) -> Iterator[tuple[int, NDArray[Any]]]:
     """Number in the stack and stored values [rows, columns] of each slice; a file is opened once."""
     order = sorted(range(len(slices)), key=lambda number: (slices[number].path, slices[number].frame))
     for path, numbers in groupby(order, key=lambda number: slices[number].path):
         wanted = {slices[number].frame: number for number in numbers}
         shape = slices[next(iter(wanted.values()))].shape
-        for frame, data in _frames(path, wanted, shape):
+        for frame, data in _frames_of_any((path, *spare.get(path, ())), wanted, shape):
             yield wanted[frame], data
+
+
+def _frames_of_any(
+    copies: Sequence[Path], wanted: dict[int, int], shape: tuple[int, int]
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The wanted frames of the first copy, and from where it fails on those of the next; twice round, then no more."""
+    left = dict(wanted)
+    tries = (*copies, *copies[:-1])
+    for place, path in enumerate(tries, start=1):
+        try:
+            for frame, data in _frames(path, dict(left), shape):
+                del left[frame]
+                yield frame, data
+            return
+        except MemoryError:
+            raise
+        except Exception:  # a damaged stream makes decoders raise nearly anything
+            if place == len(tries):
+                raise
 
 
 def _frames(path: Path, wanted: dict[int, int], shape: tuple[int, int]) -> Iterator[tuple[int, NDArray[Any]]]:
     """The wanted frames of one file; of a mosaic its tiles."""
-    with opened(path, _TAGS) as file:
+    with opened(path, LAYOUT_TAGS) as file:
         if file.pixels is None or file.pixels.tag != 0x7FE00010:
             raise UndecodableError
-        layout = _layout(file.elements)
+        layout = layout_of(file.elements)
         whole = (layout.rows, layout.columns) == shape
         mosaic = layout.frames == 1 and not whole
         frames = {0} if mosaic else set(wanted)
@@ -160,40 +153,7 @@ def _tile(picture: NDArray[Any], tile: int, shape: tuple[int, int]) -> NDArray[A
     return picture[row : row + shape[0], column : column + shape[1]]
 
 
-def _layout(elements: Elements) -> _Layout:
-    def integer(tag: str, default: int | None = None) -> int:
-        value = elements.integer(tag)
-        if value is None and default is None:
-            raise UndecodableError
-        return default if value is None else value  # type: ignore[return-value]  # one of them is there
-
-    allocated = integer("BitsAllocated")
-    bits = integer("BitsStored", allocated)
-    layout = _Layout(
-        rows=integer("Rows"),
-        columns=integer("Columns"),
-        frames=integer("NumberOfFrames", 1),
-        allocated=allocated,
-        bits=bits,
-        high=integer("HighBit", bits - 1),
-        signed=integer("PixelRepresentation", 0) == 1,
-        photometric=elements.word("PhotometricInterpretation"),
-    )
-    sound = (
-        allocated in (8, 16, 32)
-        and 0 < bits <= allocated
-        and bits - 1 <= layout.high < allocated
-        and integer("SamplesPerPixel", 1) == 1
-        and layout.photometric in ("MONOCHROME1", "MONOCHROME2")
-        and layout.frames > 0
-        and 0 < layout.rows * layout.columns <= MAXIMUM_VOXELS
-    )
-    if not sound:
-        raise UndecodableError
-    return layout
-
-
-def _native(file: Opened, pixels: Pixels, layout: _Layout, frames: set[int]) -> Iterator[tuple[int, NDArray[Any]]]:
+def _native(file: Opened, pixels: Pixels, layout: Layout, frames: set[int]) -> Iterator[tuple[int, NDArray[Any]]]:
     """Frames of an uncompressed value."""
     if pixels.length < layout.frame_bytes * (max(frames) + 1):
         raise UndecodableError
@@ -218,7 +178,7 @@ def _bytes_of_words(stream: BinaryIO, start: int, length: int) -> bytes:
     return pairs[start % 2 : start % 2 + length]
 
 
-def _significant(frame: NDArray[Any], layout: _Layout) -> NDArray[Any]:
+def _significant(frame: NDArray[Any], layout: Layout) -> NDArray[Any]:
     """Without what overlays and old writers left in the unused bits."""
     if layout.bits == layout.allocated:
         return frame
@@ -227,7 +187,7 @@ def _significant(frame: NDArray[Any], layout: _Layout) -> NDArray[Any]:
     return (frame << left) >> (layout.allocated - layout.bits)
 
 
-def _compressed(file: Opened, pixels: Pixels, layout: _Layout, frames: set[int]) -> Iterator[tuple[int, NDArray[Any]]]:
+def _compressed(file: Opened, pixels: Pixels, layout: Layout, frames: set[int]) -> Iterator[tuple[int, NDArray[Any]]]:
     """Frames of an encapsulated value, each decoded alone."""
     decoder = get_decoder(file.syntax)
     file.stream.seek(pixels.offset)
@@ -245,7 +205,7 @@ def _compressed(file: Opened, pixels: Pixels, layout: _Layout, frames: set[int])
             return
 
 
-def _decode(decoder: Any, data: bytes, file: Opened, layout: _Layout) -> NDArray[Any]:
+def _decode(decoder: Any, data: bytes, file: Opened, layout: Layout) -> NDArray[Any]:
     fragment = b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0" + len(data).to_bytes(4, "little") + data
     frame, _ = decoder.as_array(
         fragment,

@@ -35,7 +35,7 @@ from parametrium.cohort.workers import Lost, Workers
 from parametrium.config import VOCABULARY, DefacingConfig, SeriesRule
 from parametrium.errors import Code, CohortError
 
-CONVERSION = 1
+CONVERSION = 2
 """Raised whenever the same files would give other volumes, masks or reasons: a cohort is then converted anew."""
 
 ENDED = "process ended"

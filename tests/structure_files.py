@@ -1,5 +1,6 @@
 """Grids, outlines and the DICOM files that hold them, for tests of structure sets and segmentations."""
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,54 @@ def structure_set(
     if change is not None:
         change(dataset)
     dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def many_contours(path: Path, outlines: Sequence[NDArray[np.float64]], structures: int, *, undefined: bool) -> Path:
+    """An RTSTRUCT whose structures all have the same LPS outlines, written byte by byte: pydicom takes minutes for it.
+
+    Args:
+        path: the file; it refers to the frame of reference 1.2.3.
+        outlines: [N, 3] each.
+        structures: how many, named S1, S2 and so on.
+        undefined: whether sequences and items are of undefined length (PS3.5 7.5).
+    """
+
+    def element(tag: int, representation: bytes, value: bytes) -> bytes:
+        value += b" " * (len(value) % 2)
+        return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, representation, len(value)) + value
+
+    def sequence(tag: int, items: Sequence[bytes]) -> bytes:
+        mark, no_length = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + b"SQ\0\0", b"\xff\xff\xff\xff"
+        begin, end, last = b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0\0\0\0\0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+        if undefined:
+            return mark + no_length + b"".join(begin + no_length + item + end for item in items) + last
+        body = b"".join(begin + struct.pack("<L", len(item)) + item for item in items)
+        return mark + struct.pack("<L", len(body)) + body
+
+    def contour(points: NDArray[np.float64]) -> bytes:
+        text = "\\".join(f"{value:.4f}" for value in points.ravel()).encode()
+        image = element(0x00081150, b"UI", b"1.2.840.10008.5.1.4.1.1.2") + element(0x00081155, b"UI", b"1.2.3.4.5.6")
+        return (
+            sequence(0x30060016, [image])
+            + element(0x30060042, b"CS", b"CLOSED_PLANAR")
+            + element(0x30060046, b"IS", str(len(points)).encode())
+            + element(0x30060050, b"DS", text)
+        )
+
+    drawn = sequence(0x30060040, [contour(points) for points in outlines])
+    numbers = [str(number + 1).encode() for number in range(structures)]
+    content = structure_set(path, [("S", [])]).read_bytes()
+    head = content[: content.index(b"\x06\x30")]
+    described = [
+        element(0x30060022, b"IS", number)
+        + element(0x30060024, b"UI", b"1.2.3\0")
+        + element(0x30060026, b"LO", b"S" + number)
+        for number in numbers
+    ]
+    frame = sequence(0x30060010, [element(0x00200052, b"UI", b"1.2.3\0")])
+    contours = [drawn + element(0x30060084, b"IS", number) for number in numbers]
+    path.write_bytes(head + frame + sequence(0x30060020, described) + sequence(0x30060039, contours))
     return path
 
 

@@ -20,6 +20,7 @@ from pydicom.data import get_testdata_files
 from pydicom.dataset import Dataset
 
 from parametrium.cohort.phantom.dicom import write_phantom_dicom
+from structure_files import many_contours
 
 PARAMETRIUM = str(Path(sys.executable).with_name("parametrium"))
 LONGEST_S = 120
@@ -173,6 +174,30 @@ def test_hostile_files_cost_neither_the_scan_beside_them_nor_memory(tmp_path: Pa
         same = tmp_path / "cohort" / path.relative_to(tmp_path / "clean")
         assert path.is_dir() or path.read_bytes() == same.read_bytes()
     assert all(path.name.startswith(("clean", "cohort", "pacs")) for path in tmp_path.iterdir())
+
+
+def test_a_structure_set_of_fifty_megabytes_becomes_masks_in_bounded_memory(tmp_path: Path) -> None:
+    scan = a_scan(tmp_path / "pacs")
+    for path in scan:
+        changed(path, path, FrameOfReferenceUID="1.2.3")
+    image = pydicom.dcmread(scan[0])
+    x, y, _ = map(float, image.ImagePositionPatient)
+    angles = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    circle = np.stack([x + 100 + 40 * np.cos(angles), y + 100 + 40 * np.sin(angles), 0 * angles], axis=1)
+    heights = [pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient[2] for path in scan]
+    outlines = [circle + np.array([0, 0, float(height)]) for height in heights]
+    count = 50_000_000 // (len(outlines) * 200 * 24)
+    large = many_contours(tmp_path / "pacs" / "plan", outlines, count, undefined=False)
+    dataset = pydicom.dcmread(large)
+    for keyword in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID"):
+        if keyword in image:
+            setattr(dataset, keyword, image[keyword].value)
+    dataset.save_as(large)
+    assert large.stat().st_size > 45_000_000
+    ended = imported(tmp_path / "pacs", tmp_path / "cohort")
+    assert ended.code == 0, ended.errors
+    assert ended.answer["masks"] == count
+    assert ended.peak < MOST_BYTES
 
 
 @pytest.mark.parametrize("flips", [0, 1])

@@ -16,6 +16,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
+from parametrium.cohort.dicom import elements
 from parametrium.cohort.dicom.facts import Grid, LeftOut
 from parametrium.cohort.dicom.segmentations import Segmentation, rasterise, read_segmentation
 from parametrium.cohort.problem import Reason
@@ -263,6 +264,31 @@ def test_frames_that_cannot_be_put_together_are_told(
 ) -> None:
     assert masks(changed(tmp_path / "f", change), straight_grid((6, 5, 4))) == {"heart": reason}
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_the_work_allowed_grows_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undefined: bool) -> None:
+    grid = straight_grid((64, 60, 30))
+    path = written(tmp_path / "f", grid, [blobs(grid, seed) for seed in (1, 2)], ["Bladder", "Rectum"], "BINARY")
+    if undefined:
+        dataset = dcmread(path)
+        _without_lengths(dataset)
+        dataset.save_as(path)
+    expected = masks(path, grid)
+    monkeypatch.setattr(elements, "_MAXIMUM_READS", 50)
+    monkeypatch.setattr(elements, "_MAXIMUM_BYTES", 5_000)
+    monkeypatch.setattr(elements, "_BYTES_A_READ", 5)  # frames of this size hold few pixels
+    for name, mask in masks(path, grid).items():
+        np.testing.assert_array_equal(mask, expected[name])
+
+
+def _without_lengths(dataset: Dataset) -> None:
+    for element in dataset:
+        if element.VR == "SQ":
+            element.is_undefined_length = True
+            for part in element.value:
+                part.is_undefined_length_sequence_item = True
+                _without_lengths(part)
 
 
 def test_a_described_segment_without_frames_is_empty(tmp_path: Path) -> None:

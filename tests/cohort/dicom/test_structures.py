@@ -19,7 +19,16 @@ from parametrium.cohort.dicom.facts import Grid, LeftOut
 from parametrium.cohort.dicom.structure_names import VOCABULARY, vocabulary_word
 from parametrium.cohort.dicom.structures import StructureSet, rasterise, read_structures
 from parametrium.cohort.problem import Reason
-from structure_files import SENTINEL, ellipse, image_series, oblique_grid, straight_grid, structure_set, to_patient
+from structure_files import (
+    SENTINEL,
+    ellipse,
+    image_series,
+    many_contours,
+    oblique_grid,
+    straight_grid,
+    structure_set,
+    to_patient,
+)
 
 Points = NDArray[np.float64]
 
@@ -344,6 +353,45 @@ def test_sequences_without_end_and_contours_without_number_take_bounded_work(
     found = read_structures(tmp_path / "wide")
     assert isinstance(found, LeftOut)
     assert found.reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_the_work_allowed_grows_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undefined: bool) -> None:
+    """Twenty times what an image's header may take."""
+    grid = straight_grid()
+    outlines = [to_patient(grid, ellipse((9, 9), (7, 6), float(k), corners=90)) for k in range(12)]
+    path = many_contours(tmp_path / "f", outlines, 20, undefined=undefined)
+    monkeypatch.setattr(elements, "_MAXIMUM_READS", 500)
+    monkeypatch.setattr(elements, "_MAXIMUM_BYTES", path.stat().st_size // 20)
+    found = read(path)
+    assert [len(structure.contours) for structure in found.structures] == [12] * 20
+    np.testing.assert_allclose(found.structures[19].contours[3], outlines[3], atol=1e-3)
+    monkeypatch.setattr(elements, "_MOST_READS_OF_CONTENT", 500)
+    refused = read_structures(path)
+    assert isinstance(refused, LeftOut)
+    assert refused.reason is Reason.TOO_LARGE
+
+
+def test_the_work_allowed_is_bounded() -> None:
+    budgets = [elements.Budget(size) for size in (0, 10**6, 10**8, 10**12)]
+    assert [budget.reads for budget in budgets] == [1_000_000, 1_000_000, 3_000_000, 3_000_000]
+    assert [budget.bytes for budget in budgets] == [2**27, 2**27, 5 * 10**8, 2**31]
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("limit", [0, 1, 2, 3])
+def test_a_spent_budget_has_one_reason_wherever_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undefined: bool, limit: int
+) -> None:
+    """pydicom makes other errors of what its stream raises while it reads a tag."""
+    outlines = [np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])] * 40
+    path = many_contours(tmp_path / "f", outlines, 4, undefined=undefined)
+    for reads in range(400 + limit, 800, 4):
+        monkeypatch.setattr(elements, "_MAXIMUM_READS", reads)
+        monkeypatch.setattr(elements, "_MOST_READS_OF_CONTENT", reads)
+        refused = read_structures(path)
+        assert isinstance(refused, LeftOut)
+        assert refused.reason is Reason.TOO_LARGE
 
 
 def test_a_structure_drawn_on_an_oblique_image_lies_where_its_slices_lie(tmp_path: Path) -> None:

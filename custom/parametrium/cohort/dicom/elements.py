@@ -12,6 +12,14 @@ from pydicom.filereader import read_sequence
 
 _MAXIMUM_READS = 1_000_000  # 10 s and 300 MB at worst; a frame of an enhanced header takes 100 to 300
 _MAXIMUM_BYTES = 2**27  # all of a header that is looked at; a frame's functional groups take some kilobytes
+
+# Of objects whose header is their content, by the file's size. A contour of undefined length takes 20 to 40 reads and
+# is seldom smaller than a kilobyte, a frame of a segmentation takes 90; each is passed over up to four times.
+_BYTES_A_READ = 20
+_PASSES = 5
+_MOST_READS_OF_CONTENT = 3_000_000  # 100,000 such contours; measured at worst, on 120 MB of empty elements: 1.2 GB
+_MOST_BYTES_OF_CONTENT = 2**31  # a file of 400 MB; an honest one of 100 MB takes 300 MB of memory, read to its contours
+
 _MAXIMUM_VALUE = 2**16  # bytes of a single text or number
 
 
@@ -24,11 +32,15 @@ class BudgetSpentError(Exception):
 
 
 class Budget:
-    """How much of one file's header may still be read."""
+    """How much of one file's header may still be read; for one reading of it.
 
-    def __init__(self) -> None:
-        self.reads = _MAXIMUM_READS
-        self.bytes = _MAXIMUM_BYTES
+    Args:
+        content: bytes of a file whose header is its content, as of a structure set; 0 where the content are pixels.
+    """
+
+    def __init__(self, content: int = 0) -> None:
+        self.reads = max(_MAXIMUM_READS, min(content // _BYTES_A_READ, _MOST_READS_OF_CONTENT))
+        self.bytes = max(_MAXIMUM_BYTES, min(content * _PASSES, _MOST_BYTES_OF_CONTENT))
 
     def metered(self, stream: BinaryIO) -> BinaryIO:
         """The stream, with its reads counted."""
@@ -38,12 +50,17 @@ class Budget:
         """Counts one read."""
         self.reads -= 1
         self.bytes -= size
+        self.require()
+
+    def require(self) -> None:
+        """Gives the file up where nothing is left; pydicom makes other errors of this one, so it is asked again."""
         if self.reads < 0 or self.bytes < 0:
-            self.refuse()
+            raise BudgetSpentError
 
     def refuse(self) -> None:
         """Gives the file up."""
-        raise BudgetSpentError
+        self.reads = -1
+        self.require()
 
 
 class _Metered:
@@ -153,9 +170,8 @@ class Elements:
             else:
                 items = raw.value
             return [Elements(item, self._budget) for item in items]
-        except BudgetSpentError:
-            raise
         except Exception:
+            self._budget.require()
             return []
 
     def item(self, tag: Tag) -> "Elements | None":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from parametrium.cohort.dicom.elements import Elements, Tag, private_tags
+from parametrium.cohort.dicom.elements import BudgetSpentError, Elements, Tag, private_tags
 from parametrium.cohort.dicom.facts import Facts, Identity, LeftOut, Slice
 from parametrium.cohort.dicom.frames import ENHANCED_TAGS, frame_planes
 from parametrium.cohort.dicom.mosaic import MOSAIC_TAGS, is_mosaic, mosaic_planes
@@ -99,17 +99,18 @@ class Instance:
     uptake: Uptake | None = field(default=None)
 
 
-def read_instance(path: Path) -> Instance | LeftOut:
+def read_instance(path: Path, *, content: bool = False) -> Instance | LeftOut:
     """Reads a file's header; a file that cannot be used becomes ``LeftOut`` with its reason, whatever it holds.
 
     Args:
         path: any file.
+        content: as ``opened`` takes it.
     """
     identity: Identity | None = None
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return LeftOut(None, Reason.NOT_DICOM)
-        with quiet(), opened(path, _TAGS) as file:
+        with quiet(), opened(path, _TAGS, content=content) as file:
             elements = file.elements
             identity = _identity(elements)
             if not identity.instance and not identity.series:
@@ -117,6 +118,8 @@ def read_instance(path: Path) -> Instance | LeftOut:
             return _instance(path, identity, elements)
     except NotDicomError:
         return LeftOut(None, Reason.NOT_DICOM)
+    except BudgetSpentError:
+        return LeftOut(identity, Reason.TOO_LARGE if content else Reason.UNREADABLE)
     except Exception:  # a damaged header makes pydicom raise nearly anything; each means the same here
         return LeftOut(identity, Reason.UNREADABLE)
 

@@ -5,6 +5,7 @@ times its own size (nested empty items, a deflated stream), so reads are counted
 """
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Collection, Iterator
@@ -75,8 +76,14 @@ class Opened:
 
 
 @contextmanager
-def opened(path: Path, tags: Collection[Tag]) -> Iterator[Opened]:
+def opened(path: Path, tags: Collection[Tag], *, content: bool = False) -> Iterator[Opened]:
     """Reads the elements ``tags`` of a file's header, up to its pixel data.
+
+    Args:
+        path: any file.
+        tags: what is wanted.
+        content: whether the header itself is what the object holds, as in structure sets and segmentations: then it may
+            be as large as the file, and the budget grows with the file's size, up to a bound.
 
     Raises:
         NotDicomError: neither a preamble nor a plausible first element.
@@ -84,12 +91,16 @@ def opened(path: Path, tags: Collection[Tag]) -> Iterator[Opened]:
         Exception: whatever pydicom raises for a damaged header, or ``BudgetSpentError`` for one that asks for too much.
     """
     with path.open("rb") as file:
-        budget = Budget()
+        budget = Budget(os.fstat(file.fileno()).st_size if content else 0)
         syntax, stream = _dataset_stream(file, budget)
         little, implicit = syntax.is_little_endian, syntax.is_implicit_VR
         wanted = _numbers(frozenset(tags))
         metered = budget.metered(stream)
-        dataset = read_dataset(metered, implicit, little, stop_when=_at_pixels, specific_tags=wanted)
+        try:
+            dataset = read_dataset(metered, implicit, little, stop_when=_at_pixels, specific_tags=wanted)
+        except Exception:
+            budget.require()
+            raise
         yield Opened(Elements(dataset, budget), syntax, stream, _pixels(stream, implicit, little))
 
 

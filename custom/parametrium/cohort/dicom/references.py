@@ -52,13 +52,13 @@ def read_referring(
         tags: elements that ``parse`` looks at.
         parse: may raise ``RefusedError``.
     """
-    instance = read_instance(path)
+    instance = read_instance(path, content=True)
     if isinstance(instance, LeftOut):
         return instance
     if instance.facts.sop_class not in classes:
         return LeftOut(instance.identity, Reason.NOT_AN_IMAGE)
     try:
-        with quiet(), opened(path, tags) as file:
+        with quiet(), opened(path, tags, content=True) as file:
             return parse(instance, file.elements)
     except RefusedError as error:
         return LeftOut(instance.identity, error.reason)

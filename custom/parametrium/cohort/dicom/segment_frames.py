@@ -59,7 +59,7 @@ def frame_file(path: Path, shape: tuple[int, int]) -> Iterator[FrameFile]:
         UndecodableError: these are no frames of single integers, or of another size.
         Exception: as ``part10.opened``.
     """
-    with opened(path, _TAGS) as file:
+    with opened(path, _TAGS, content=True) as file:
         bits = file.elements.integer("BitsAllocated")
         pixels = file.pixels
         if pixels is None or pixels.tag != _PIXEL_DATA or bits not in (1, 8, 16):

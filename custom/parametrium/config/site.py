@@ -1,8 +1,8 @@
 """What one hospital decides: where data and GPUs are, and what is permitted. It never leaves the site."""
 
-import re
 from typing import Annotated, Literal
 
+import regex
 from pydantic import Field, field_validator
 
 from parametrium.config.objectives import ObjectiveKind
@@ -29,7 +29,8 @@ class SeriesRule(Strict):
     """
 
     match: Annotated[str, Field(min_length=1, max_length=200)]
-    """Regular expression, searched in Series Description and Protocol Name, capitals or not."""
+    """Regular expression, searched in Series Description and Protocol Name, capitals or not. One that takes longer than
+    a tenth of a second on a text, as nested repetition like (a+)+ can, counts as no match and is reported."""
     modality: Modality | None
     """What it is, e.g. T2; null leaves it out."""
     scanner: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = None
@@ -41,8 +42,8 @@ class SeriesRule(Strict):
     @classmethod
     def _compiles(cls, value: str) -> str:
         try:
-            re.compile(value)
-        except re.error as error:
+            regex.compile(value, regex.IGNORECASE)
+        except regex.error as error:
             raise ValueError(f"not a regular expression ({error.msg})") from None
         return value
 

@@ -479,7 +479,9 @@ def test_rules_that_do_not_match_change_nothing(facts: Facts, rules: list[Series
     assert padded == choose(facts, rules, VOCABULARY)
 
 
-TOLD = re.compile(r"(facts|words): [A-Za-z0-9 ,;:*-]{2,80}|series_rules\[\d+\]|no rule")
+TOLD = re.compile(
+    r"((facts|words): [A-Za-z0-9 ,;:*-]{2,80}|series_rules\[\d+\]|no rule)(; series_rules\[\d+\] ran too long)*"
+)
 
 
 @given(facts_of_any_kind, some_rules, st.sampled_from(["T2 tse", "t1 +c", "localizer", ""]))
@@ -495,6 +497,28 @@ def test_no_text_of_a_header_gets_out(facts: Facts, rules: list[SeriesRule], wor
         assert TOLD.fullmatch(choice.rule)
         assert "SENTINEL" not in f"{choice}"
         assert choice.modality is None or choice.modality in VOCABULARY
+
+
+@pytest.mark.parametrize("expression", [r"(a|a)+b", r"(a|aa)+$", r"^(\w|a)+(\w|a)+[^a]{2}$"])
+def test_an_expression_without_end_counts_as_no_match_and_is_told(expression: str) -> None:
+    description = "a" * 63 + "-"
+    facts = replace(UNKNOWN, description=description)
+    endless = rule(expression, "T2", over_facts=True)
+    started = time.process_time()
+    choice = choose(facts, (rule("knie", "T2"), endless, rule("a{9}", "FLAIR")), VOCABULARY)
+    assert (choice.modality, choice.rule) == ("FLAIR", "series_rules[2]; series_rules[1] ran too long")
+    choice = choose(facts, (endless, endless), VOCABULARY)
+    assert (choice.modality, choice.sure) == ("T1", False)
+    assert choice.rule == "words: t1; series_rules[0] ran too long; series_rules[1] ran too long"
+    assert time.process_time() - started < 0.5  # asked once a text, and given up soon
+    assert answer(replace(facts, description="ab"), rule(r"(a|a)+b", "T2")) == "T2"
+
+
+@given(st.sampled_from(["t2.*tse.*(sag|tra|cor)", "scout|survey", r"\bdyn\b", "^$", "(a|b)+", "[^0-9]{3}$"]), texts)
+def test_expressions_mean_what_the_standard_library_says(expression: str, text: str) -> None:
+    facts = replace(UNKNOWN, description=text[:64], protocol="knie")
+    found = any(re.search(expression, own, re.IGNORECASE) for own in (facts.description, facts.protocol))
+    assert (choose(facts, (rule(expression, "STIR"),), ("STIR",)).rule == "series_rules[0]") is found
 
 
 def test_endless_texts_take_no_time() -> None:

@@ -29,7 +29,7 @@ from parametrium.cohort.importers.dicom import DicomReport, import_dicom
 from parametrium.cohort.manifest import read_cohort
 from parametrium.cohort.problem import Reason
 from parametrium.cohort.table import read_table, write_table
-from parametrium.config import VOCABULARY
+from parametrium.config import VOCABULARY, SeriesRule
 from parametrium.errors import CohortError
 from structure_files import ellipse, structure_set, to_patient
 
@@ -128,6 +128,19 @@ def test_a_folder_becomes_a_readable_cohort(tmp_path: Path) -> None:
     assert rows(cohort, "problems") == [
         {"patient": "", "modality": "", "reason": "not_dicom", "rule": "", "count": "1"}
     ]
+
+
+def test_an_expression_without_end_is_told_by_the_number_of_its_series(tmp_path: Path) -> None:
+    source = a_hospital(tmp_path / "source")
+    write_series(source / "y", volume(seed=7), series="long", SeriesDescription="a" * 63 + "-")
+    write_series(source / "z", volume(seed=8), series="lost", modality="MR", SeriesDescription="a" * 60, FlipAngle=5)
+    rules = (SeriesRule(match="(a|a)+b", modality=None, over_facts=True),)
+    report = run(source, tmp_path / "cohort", rules=rules, wanted=("CT",))
+    (told,) = [text for text in report.warnings if "series_rules" in text]
+    assert "too long on 2 series and counted as no match" in told
+    every = rows(tmp_path / "cohort") + rows(tmp_path / "cohort", "problems")
+    assert sum("series_rules[0] ran too long" in row["rule"] for row in every) == 2
+    assert run(source, tmp_path / "cohort", rules=rules, wanted=("CT",)) == report  # also when nothing is converted
 
 
 def test_a_sidecar_tells_numbers_by_the_list_and_nobody_else_may_read(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ facts. What can hold text in its pixels, and what is no volume, is left out befo
 A ``Choice`` holds words of this package only. Descriptions are read here and end here.
 """
 
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import lru_cache
+
+import regex
 
 from parametrium.cohort.dicom.cone_beam import is_cone_beam, is_megavoltage
 from parametrium.cohort.dicom.contrast import contrast, enhanced, is_diffusion_coefficient
@@ -25,8 +27,12 @@ from parametrium.cohort.dicom.words import (
 from parametrium.cohort.problem import Reason
 from parametrium.config import SeriesRule
 
-_LENGTH = (
-    64  # of a text in the header (LO, PS3.5 6.2): a hospital's expression cannot be made to run away by a longer one
+TOO_LONG = "ran too long"
+"""Behind a rule's name where its expression found no end; it then counts as no match."""
+
+_LENGTH = 64  # of a text in the header (LO, PS3.5 6.2)
+_LIMIT_S = (
+    0.1  # of processor time for one text, where honest expressions take microseconds; nested repetition, centuries
 )
 
 
@@ -40,7 +46,7 @@ def choose(facts: Facts, rules: Sequence[SeriesRule], wanted: Collection[str]) -
 
     Returns:
         Either a modality or a reason, with the rule that decided: ``facts: ...``, ``words: ...``, ``series_rules[n]``
-        (counted from 0), or ``no rule``.
+        (counted from 0), or ``no rule``; behind it, ``series_rules[n] ran too long`` for each that was given up.
     """
     choice = no_volume(facts) or _decide(facts, rules)
     if choice.modality is None or choice.modality in wanted:
@@ -49,7 +55,13 @@ def choose(facts: Facts, rules: Sequence[SeriesRule], wanted: Collection[str]) -
 
 
 def _decide(facts: Facts, rules: Sequence[SeriesRule]) -> Choice:
-    matching = list(_matching(facts, rules))
+    matching, endless = _asked(facts, rules)
+    choice = _decided(facts, matching)
+    told = "; ".join([choice.rule, *(f"series_rules[{index}] {TOO_LONG}" for index in endless)])
+    return replace(choice, rule=told) if endless else choice
+
+
+def _decided(facts: Facts, matching: Sequence[tuple[int, SeriesRule]]) -> Choice:
     for index, rule in matching:
         if rule.over_facts:
             return _ruled(index, rule)
@@ -63,18 +75,28 @@ def _decide(facts: Facts, rules: Sequence[SeriesRule]) -> Choice:
     return told or _from_words(facts)
 
 
-def _matching(facts: Facts, rules: Sequence[SeriesRule]) -> Iterator[tuple[int, SeriesRule]]:
+def _asked(facts: Facts, rules: Sequence[SeriesRule]) -> tuple[list[tuple[int, SeriesRule]], list[int]]:
+    """The rules that match, with their numbers; and the numbers of those that were given up."""
     texts = (facts.description[:_LENGTH], facts.protocol[:_LENGTH])
+    matching, endless = [], []
     for index, rule in enumerate(rules):
         if rule.scanner not in (None, facts.modality):
             continue
-        if any(_pattern(rule.match).search(text) for text in texts):
-            yield index, rule
+        found = [_found(rule.match, text) for text in texts]
+        if None in found:
+            endless.append(index)
+        elif any(found):
+            matching.append((index, rule))
+    return matching, endless
 
 
-@lru_cache(maxsize=256)
-def _pattern(expression: str) -> re.Pattern[str]:
-    return re.compile(expression, re.IGNORECASE)
+@lru_cache(maxsize=4096)  # a hospital has few descriptions: what runs too long does so once a description
+def _found(expression: str, text: str) -> bool | None:
+    """Whether an expression is found in a text; None where that takes too long to tell."""
+    try:
+        return regex.compile(expression, regex.IGNORECASE).search(text, timeout=_LIMIT_S) is not None
+    except TimeoutError:
+        return None
 
 
 def _ruled(index: int, rule: SeriesRule) -> Choice:

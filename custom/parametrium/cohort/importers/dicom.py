@@ -286,6 +286,11 @@ def _warnings(counts: Counts, rules: Mapping[str, int], fewer: int, faces: int) 
             f"{faces} volumes of earlier imports, without defacing, may show a face; import their source again, "
             "whole, or use a new folder"
         )
+    if counts.endless:
+        yield (
+            f"an expression of series_rules took too long on {counts.endless} series and counted as no match there "
+            "(column rule says which); write it without one repetition inside another"
+        )
     if counts.undated:
         yield f"{counts.undated} studies have no date; their day is 0"
     if counts.unsure:

@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from parametrium.cohort.dicom.choice import TOO_LONG
 from parametrium.cohort.dicom.index import left_out
 from parametrium.cohort.importers.ledger import Ledger
 from parametrium.cohort.manifest import COHORT_COLUMNS, MASK_COLUMNS
@@ -47,7 +48,10 @@ WHERE p.cohort = ? GROUP BY p.pseudonym, s.modality, l.reason, l.rule ORDER BY 1
 
 @dataclass(frozen=True)
 class Counts:
-    """What a cohort holds; ``undated`` studies, ``unsure`` volumes, ``files`` of all its sources."""
+    """What a cohort holds; ``undated`` studies, ``unsure`` volumes, ``files`` of all its sources.
+
+    ``endless``: series for which a rule of the site was given up.
+    """
 
     patients: int
     volumes: Mapping[str, int]
@@ -55,14 +59,15 @@ class Counts:
     undated: int
     unsure: int
     files: int
+    endless: int
 
 
 def count_cohort(ledger: Ledger) -> Counts:
     """Counts what a cohort holds."""
     of_cohort = "FROM volumes v JOIN studies t ON v.study = t.id JOIN patients p ON t.patient = p.id WHERE p.cohort = ?"
 
-    def one(query: str) -> int:
-        return int(ledger.store.execute(query, (ledger.cohort,)).fetchone()[0])
+    def one(query: str, *more: str) -> int:
+        return int(ledger.store.execute(query, (ledger.cohort, *more)).fetchone()[0])
 
     volumes = ledger.store.execute(
         f"SELECT v.modality, count(*) {of_cohort} GROUP BY v.modality ORDER BY v.modality", (ledger.cohort,)
@@ -74,6 +79,11 @@ def count_cohort(ledger: Ledger) -> Counts:
         undated=one(f"SELECT count(DISTINCT t.id) {of_cohort} AND t.date = ''"),
         unsure=one(f"SELECT count(*) {of_cohort} AND NOT v.sure"),
         files=one("SELECT count(*) FROM files WHERE source IN (SELECT source FROM cohort_sources WHERE cohort = ?)"),
+        endless=one(
+            "SELECT count(*) FROM series s JOIN patients p ON s.patient = p.id WHERE p.cohort = ?1 AND s.id IN "
+            "(SELECT series FROM volumes WHERE rule LIKE ?2 UNION SELECT series FROM left_out WHERE rule LIKE ?2)",
+            f"%{TOO_LONG}",
+        ),
     )
 
 

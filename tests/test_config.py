@@ -67,6 +67,51 @@ def test_a_wrong_job_is_refused_by_name(changes: dict[str, Any], parts: list[str
         assert part in message
 
 
+def _stage(word: str, level: str = "T1") -> dict[str, Any]:
+    levels = ["T1", "T2", *([] if level == "T1" else [level])]
+    return {"name": "stage", "kind": "ordinal", "levels": levels, "synonyms": {word: level}}
+
+
+@pytest.mark.parametrize("word", ["T1b/2", "y/n", "G2/3", "IIB / IIIA", "w/o", "1/2/3", "n/a", "T1 ~ T2", "ca. 2"])
+def test_levels_and_synonyms_may_hold_a_slash(word: str) -> None:
+    job = parse_job({**MINIMAL, "clinical": [_stage(word)]})
+    assert dict(job.clinical[0].synonyms) == {word: "T1"}  # type: ignore[union-attr]
+    job = parse_job({**MINIMAL, "clinical": [_stage("x", level=word)]})
+    assert word in job.clinical[0].levels
+
+
+PATHS = [
+    *(
+        "/data/x",
+        " /data/x",
+        "~/scans",
+        "~root",
+        "../x",
+        "a/../b",
+        "a/..",
+        "./x",
+        ".ssh",
+        "C:/scans",
+        "c:\\scans",
+        "d:",
+    ),
+    *("\\\\host\\share", "a\\b", "file:///x", "s3://bucket", "scans/a.nii", "a.nii.gz", "x/table.csv", "x/.ssh/y", "/"),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_among_levels_and_synonyms_is_refused(path: str) -> None:
+    for variable in (_stage(path), _stage("x", level=path)):
+        message = refusal(clinical=[variable])
+        assert "PM104" in message
+        assert path not in message or path in ("/", "d:")
+
+
+@pytest.mark.parametrize("changes", [{"name": "a/b"}, {"clinical": [{"name": "a/b"}]}, {"levels": ["a/b"]}])
+def test_a_slash_elsewhere_is_a_path(changes: dict[str, Any]) -> None:
+    assert "PM104" in refusal(**changes)
+
+
 def test_a_path_is_not_repeated_in_the_public_message() -> None:
     assert "secretfolder" not in refusal(name="/data/secretfolder")
 

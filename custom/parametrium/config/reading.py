@@ -15,7 +15,11 @@ from parametrium.config.site import SiteConfig
 from parametrium.config.values import Strict
 from parametrium.errors import Code, ConfigError
 
-_LOOKS_LIKE_PATH = re.compile(r"[/\\~]|^\.|\.(nii|gz|csv|ya?ml|dcm|pt)$")
+_FILE = r"\.(nii|gz|csv|ya?ml|dcm|pt)$"
+_LOOKS_LIKE_PATH = re.compile(rf"[/\\~]|^\.|{_FILE}", re.IGNORECASE)
+# Of levels and synonyms, which hospitals write with a slash (T1b/2, y/n): absolute, from home, a drive, a URL, hidden.
+_WORD_IS_PATH = re.compile(rf"^\s*[/~]|\\|://|^\s*[A-Za-z]:([/\\]|\s*$)|(^\s*|/)\.|{_FILE}", re.IGNORECASE)
+_WORD = re.compile(r"^job\.clinical\.\d+\.(levels|synonyms)\.")
 
 _Config = TypeVar("_Config", bound=Strict)
 
@@ -32,7 +36,8 @@ def load_job(path: Path) -> JobConfig:
 def parse_job(data: object) -> JobConfig:
     """Validates plain data (from YAML or JSON) as a job; raises as ``load_job``."""
     for key, value in _strings(data, "job"):
-        if _LOOKS_LIKE_PATH.search(value) and not key.endswith(".unit"):
+        looks = _WORD_IS_PATH if _WORD.match(key) else _LOOKS_LIKE_PATH
+        if looks.search(value) and not key.endswith(".unit"):
             raise ConfigError(
                 Code.CONFIG_PATH_IN_JOB,
                 f"{key} looks like a path; a job travels to every site and holds none. Put it into the site config.",

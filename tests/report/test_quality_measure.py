@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from cohort_files import ct, grid_affine
-from parametrium.cohort.problem import Reason
 from parametrium.report.quality.measure import (
     Measured,
     as_record,
     content_digest,
-    content_problem,
     from_record,
     measure,
 )
@@ -100,20 +98,6 @@ def test_a_record_comes_back_from_json_as_it_was() -> None:
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
-
-
-@pytest.mark.parametrize(
-    ("voxels", "reason"),
-    [
-        ([0.0, 0.0], Reason.ALL_ZERO),
-        ([3.0, 3.0], Reason.CONSTANT),
-        ([1.0, np.nan], Reason.NOT_FINITE),
-        ([1.0, np.inf], Reason.NOT_FINITE),
-        ([0.0, 1.0], None),
-    ],
-)
-def test_voxels_that_hold_nothing_are_told(voxels: list[float], reason: Reason | None) -> None:
-    assert content_problem(np.array(voxels, np.float32)) is reason
 
 
 @pytest.mark.parametrize("shape", [(40, 40, 40), (2, 30, 30), (3, 3, 2), (200, 3, 9), (512, 512, 5)])

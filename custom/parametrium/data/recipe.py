@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from parametrium.cohort.content import content_problem
 from parametrium.cohort.header import MAXIMUM_VOXELS, geometry_problem
 from parametrium.cohort.intensity import Rule, body_mask, normalise, rule_for
 from parametrium.cohort.problem import Reason
@@ -114,7 +115,7 @@ def prepare_arrays(
         The arrays, or why there are none.
     """
     affine = matrix_of(recipe.moved) @ affine
-    reason = _content_problem(voxels) or _extent_problem(voxels.shape, affine, recipe.spacing_mm)
+    reason = content_problem(voxels) or _extent_problem(voxels.shape, affine, recipe.spacing_mm)
     if reason is not None:
         return reason
     if (recipe.slope, recipe.intercept) != (1.0, 0.0):
@@ -130,15 +131,6 @@ def prepare_arrays(
     box = _bounding_box(body)
     i, j, k = (int(part.start) + start for part, start in zip(box, offset, strict=True))
     return Prepared(image[box], body[box], (i, j, k))
-
-
-def _content_problem(voxels: NDArray[np.float32]) -> Reason | None:
-    lowest, highest = float(voxels.min()), float(voxels.max())
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
-        return Reason.NOT_FINITE
-    if lowest == highest:
-        return Reason.CONSTANT if lowest else Reason.ALL_ZERO
-    return None
 
 
 def _extent_problem(shape: tuple[int, ...], affine: NDArray[np.float64], spacing: Spacing) -> Reason | None:

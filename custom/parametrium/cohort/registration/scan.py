@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from parametrium.cohort.content import content_problem
 from parametrium.cohort.header import geometry_problem
 from parametrium.cohort.intensity import body_mask, normalise, rule_for
 from parametrium.cohort.manifest import Volume
@@ -85,8 +86,9 @@ def load_scan(volume: Volume) -> Scan | Reason:
     reason = geometry_problem(voxels.shape, affine)
     if reason is not None:
         return reason
-    if not (np.isfinite(voxels.min()) and np.isfinite(voxels.max())):
-        return Reason.NOT_FINITE
+    reason = content_problem(voxels)
+    if reason is not None:
+        return reason
     if (volume.slope, volume.intercept) != (1.0, 0.0):
         voxels = voxels * np.float32(volume.slope) + np.float32(volume.intercept)
     return scan_of(voxels, affine, volume.modality)

@@ -5,7 +5,6 @@ what a volume is like, and ``suspicion.py`` compares them with the name.
 """
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -77,16 +76,6 @@ class Measured:
         """Field of view along right, anterior, superior."""
         right, anterior, superior = (n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
         return right, anterior, superior
-
-
-def content_problem(voxels: NDArray[np.float32]) -> Reason | None:
-    """What the voxels themselves say against a volume, as the preparation sees it."""
-    lowest, highest = float(voxels.min()), float(voxels.max())
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
-        return Reason.NOT_FINITE
-    if lowest == highest:
-        return Reason.CONSTANT if lowest else Reason.ALL_ZERO
-    return None
 
 
 def measure(

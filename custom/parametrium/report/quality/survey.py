@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from parametrium.cohort.content import content_problem
 from parametrium.cohort.manifest import Volume
 from parametrium.cohort.problem import Reason
 from parametrium.cohort.rigid import matrix_of
 from parametrium.cohort.workers import Lost, Workers
 from parametrium.data.recipe import load_volume
 from parametrium.errors import Code, DataError
-from parametrium.report.quality.measure import Measured, as_record, content_problem, from_record, measure
+from parametrium.report.quality.measure import Measured, as_record, from_record, measure
 from parametrium.report.quality.png import encode_png
 from parametrium.report.quality.reduced import montage, reduce_volume, viewer_file
 

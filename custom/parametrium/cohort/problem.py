@@ -49,6 +49,7 @@ class Reason(Enum):
     TIME_SERIES = "time_series"
     UNDECODABLE = "undecodable"
     UNKNOWN_UNIT = "unknown_unit"
+    NO_ATTENUATION_CORRECTION = "no_attenuation_correction"
     NO_WEIGHT = "no_weight"
     NO_INJECTED_DOSE = "no_injected_dose"
     NO_INJECTION_TIME = "no_injection_time"

@@ -214,7 +214,15 @@ OTHERS = {
     "words say so": (ct("", "", description="Pelvis kV CBCT"), "CBCT"),
     "PET": (Facts(PT, "PT", ("ORIGINAL", "PRIMARY"), units="BQML"), "PET"),
     "PET in SUV (beside this checkout)": (Facts(PT, "PT", ("DERIVED", "SECONDARY"), units="GML"), "PET"),
-    "PET, uncorrected": (Facts(PT, "PT", ("ORIGINAL", "PRIMARY"), description="WB NAC"), Reason.NO_MODALITY),
+    "PET, uncorrected by its name": (
+        Facts(PT, "PT", ("ORIGINAL", "PRIMARY"), description="WB NAC"),
+        Reason.NO_ATTENUATION_CORRECTION,
+    ),
+    "PET, uncorrected": (
+        Facts(PT, "PT", ("ORIGINAL", "PRIMARY"), description="WB", attenuation_corrected=False),
+        Reason.NO_ATTENUATION_CORRECTION,
+    ),
+    "PET, corrected": (Facts(PT, "PT", ("ORIGINAL", "PRIMARY"), attenuation_corrected=True), "PET"),
     "enhanced PET": (Facts(uid.EnhancedPETImageStorage, "PT"), "PET"),
     "SPECT": (Facts(uid.NuclearMedicineImageStorage, "NM", ("ORIGINAL", "PRIMARY", "RECON TOMO")), Reason.NOT_AN_IMAGE),
     "dose": (Facts(uid.RTDoseStorage, "RTDOSE"), Reason.DOSE),

@@ -13,6 +13,7 @@ from dicom_files import item, volume, write_series
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
+from parametrium.cohort.dicom.choice import choose
 from parametrium.cohort.dicom.convert import convert_series
 from parametrium.cohort.dicom.facts import Choice, Converted, Facts, LeftOut
 from parametrium.cohort.dicom.header import Uptake
@@ -106,7 +107,9 @@ def test_an_injection_before_midnight() -> None:
         ({"half_life_s": None}, Reason.NO_INJECTION_TIME),
         ({"decay_correction": "NONE"}, Reason.UNKNOWN_UNIT),
         ({"decay_correction": ""}, Reason.UNKNOWN_UNIT),
-        ({"corrected": ("DECY",)}, Reason.UNKNOWN_UNIT),
+        ({"corrected": ("DECY",)}, Reason.NO_ATTENUATION_CORRECTION),
+        ({"corrected": ("NORM", "DTIM")}, Reason.NO_ATTENUATION_CORRECTION),
+        ({"corrected": ("ATTN",)}, Reason.UNKNOWN_UNIT),
     ],
 )
 def test_what_is_missing_is_named(change: dict[str, Any], reason: Reason) -> None:
@@ -119,6 +122,26 @@ def test_standardised_units() -> None:
         assert suv_scale(facts("GML", suv_type), [FULL]) == Reason.UNKNOWN_UNIT
     for units in ("", "PROPCPS", "CM2ML"):
         assert suv_scale(facts(units), [FULL]) == Reason.UNKNOWN_UNIT
+
+
+@pytest.mark.parametrize("units", ["BQML", "GML", "CNTS"])
+def test_pet_without_attenuation_correction_is_left_out_in_every_unit(units: str) -> None:
+    plain = replace(FULL, suv_factor=0.002, corrected=("DECY", "RAN"))
+    assert suv_scale(facts(units), [FULL, plain]) is Reason.NO_ATTENUATION_CORRECTION
+    assert isinstance(suv_scale(facts(units), [replace(plain, corrected=())]), SuvScale)  # not told is not said
+
+
+@pytest.mark.parametrize(
+    ("corrected", "reason"),
+    [(["DECY", "ATTN"], None), ("", None), (["NORM"], Reason.NO_ATTENUATION_CORRECTION)],
+)
+def test_files_that_lack_attenuation_correction_are_not_decoded(
+    tmp_path: Path, corrected: Any, reason: Reason | None
+) -> None:
+    files = write_pet(tmp_path / "in", CorrectedImage=corrected, **({"PixelData": b"\0\0"} if reason else {}))
+    (tmp_path / "out").mkdir()
+    (result,) = convert_series(files, lambda own: choose(own, (), ("PET",)), tmp_path / "out")
+    assert (result.reason if isinstance(result, LeftOut) else None) is reason
 
 
 def test_philips_counts() -> None:

@@ -118,6 +118,8 @@ def _from_facts(facts: Facts) -> Choice | None:
     if is_cone_beam(facts):
         return Choice("CBCT", "facts: cone-beam system")
     if scanner == "PT":
+        if facts.attenuation_corrected is False:
+            return Choice(None, "facts: PET without attenuation correction", Reason.NO_ATTENUATION_CORRECTION)
         return Choice("PET", "facts: PET volume")
     if is_secondary(facts):
         return Choice(None, "facts: image type derived and secondary", Reason.DERIVED)
@@ -145,7 +147,7 @@ def _refined(told: Choice, facts: Facts) -> Choice:
     if is_localiser(facts):
         return Choice(None, "words: localiser", Reason.LOCALISER, sure=False)
     if told.modality == "PET" and is_attenuation_uncorrected(facts):
-        return Choice(None, "words: no attenuation correction", Reason.NO_MODALITY, sure=False)
+        return Choice(None, "words: no attenuation correction", Reason.NO_ATTENUATION_CORRECTION, sure=False)
     named = modality_of_series(facts)
     match told.modality:
         case "CT" if named is not None and named.modality == "CBCT":

@@ -84,6 +84,7 @@ class Facts:
         acquisition_type: CT Acquisition Type (e.g. CONSTANT_ANGLE, STATIONARY), upper case.
         body_part: Body Part Examined, upper case; only to know whether there may be a face.
         time_points: how many different times the series shows one place at.
+        attenuation_corrected: whether Corrected Image of PET holds ATTN; None where it is absent.
     """
 
     sop_class: str = ""
@@ -111,6 +112,7 @@ class Facts:
     acquisition_type: str = ""
     body_part: str = ""
     time_points: int = 1
+    attenuation_corrected: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

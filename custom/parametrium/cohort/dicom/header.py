@@ -165,6 +165,7 @@ def _identity(elements: Elements) -> Identity:
 
 
 def _facts(elements: Elements) -> Facts:
+    corrected = elements.words("CorrectedImage")
     return Facts(
         sop_class=elements.text("SOPClassUID"),
         modality=elements.word("Modality"),
@@ -189,6 +190,7 @@ def _facts(elements: Elements) -> Facts:
         tube_voltage_kv=elements.number("KVP"),
         acquisition_type=elements.word("AcquisitionType"),
         body_part=elements.word("BodyPartExamined"),
+        attenuation_corrected="ATTN" in corrected if corrected else None,
     )
 
 

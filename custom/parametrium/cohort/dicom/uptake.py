@@ -42,6 +42,8 @@ def suv_scale(facts: Facts, uptakes: Sequence[Uptake]) -> SuvScale | Reason:
         facts: of the stack; its units decide.
         uptakes: of each of its files; the earliest acquisition tells the scan's start.
     """
+    if any(uptake.corrected and "ATTN" not in uptake.corrected for uptake in uptakes):
+        return Reason.NO_ATTENUATION_CORRECTION  # whatever Units says, and where a site's rule took it all the same
     first = min(uptakes, key=lambda uptake: uptake.acquired or datetime.max)
     start = _scan_start(first)
     if facts.units == "GML":
@@ -65,8 +67,8 @@ def _positive(value: float | None) -> bool:
 def _from_activity(uptake: Uptake, start: datetime | None) -> SuvScale | Reason:
     """From Bq/ml."""
     weight, dose = uptake.weight_kg, uptake.dose_bq
-    if uptake.corrected and not {"ATTN", "DECY"} <= set(uptake.corrected):
-        return Reason.UNKNOWN_UNIT  # not Bq/ml of the patient, whatever Units says
+    if uptake.corrected and "DECY" not in uptake.corrected:
+        return Reason.UNKNOWN_UNIT  # not Bq/ml at one time, whatever Decay Correction says
     if weight is None or not _WEIGHT_KG[0] <= weight <= _WEIGHT_KG[1]:
         return Reason.NO_WEIGHT
     if dose is None or not _DOSE_BQ[0] <= dose <= _DOSE_BQ[1]:

@@ -43,6 +43,7 @@ MEANING: dict[Reason, str] = {
     Reason.TIME_SERIES: "several time points of one place",
     Reason.UNDECODABLE: "the pixels cannot be decoded",
     Reason.UNKNOWN_UNIT: "the unit cannot be brought to the modality's own",
+    Reason.NO_ATTENUATION_CORRECTION: "PET without attenuation correction: its values are no uptake",
     Reason.NO_WEIGHT: "PET without the patient's weight",
     Reason.NO_INJECTED_DOSE: "PET without the injected dose",
     Reason.NO_INJECTION_TIME: "PET without the time of injection",

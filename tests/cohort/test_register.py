@@ -10,14 +10,18 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from cohort_files import COLUMNS, ct, grid_affine, row, save, write_rows
 from parametrium.cohort.manifest import Volume, read_cohort
 from parametrium.cohort.phantom import write_phantom
 from parametrium.cohort.phantom.visit import displacement, rigid, setup_pose
+from parametrium.cohort.problem import Reason
 from parametrium.cohort.registration import RegistrationReport, Verdict, applied, read_decisions, register_cohort
 from parametrium.cohort.registration import register as register_module
+from parametrium.cohort.registration.frames import MOST_PARTNERS
 from parametrium.cohort.registration.scan import GRID_MM, Scan, load_scan, scan_of
 from parametrium.cohort.registration.verdict import Judgement, judge
 from parametrium.cohort.rigid import matrix_of, rigid_of, turn_degrees
@@ -190,15 +194,18 @@ def test_the_coarse_grid_keeps_a_point_where_it_is(spacing: Sequence[float], tur
 # From here on the pairs are judged by a stand-in: what matters is what becomes of the tables.
 
 
-def _fake(verdicts: Mapping[str, Verdict], seen: list[tuple[str, str]] | None = None) -> Callable[..., Judgement]:
-    """Judges by the moving modality and shifts what it accepts by 1 mm along x."""
+def _fake(
+    verdicts: Mapping[str | tuple[str, str], Verdict], seen: list[tuple[str, str]] | None = None
+) -> Callable[..., Judgement]:
+    """Judges by target and moving modality, else by the moving one; shifts what it accepts by 1 mm along x."""
     step = np.eye(4)
     step[0, 3] = 1.0
 
     def judged(target: Scan, moving: Scan, seed: int) -> Judgement:
         if seen is not None:
             seen.append((target.modality, moving.modality))
-        return Judgement(verdicts.get(moving.modality, Verdict.ACCEPTED), step)
+        alone = verdicts.get(moving.modality, Verdict.ACCEPTED)
+        return Judgement(verdicts.get((target.modality, moving.modality), alone), step)
 
     return judged
 
@@ -211,7 +218,7 @@ def _load(volume: Volume) -> Scan:
 
 @pytest.fixture
 def faked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str]]]:
-    def install(verdicts: Mapping[str, Verdict] | None = None) -> list[tuple[str, str]]:
+    def install(verdicts: Mapping[str | tuple[str, str], Verdict] | None = None) -> list[tuple[str, str]]:
         seen: list[tuple[str, str]] = []
         monkeypatch.setattr(register_module, "judge", _fake(verdicts or {}, seen))
         monkeypatch.setattr(register_module, "load_scan", _load)
@@ -303,6 +310,115 @@ def test_a_refused_frame_stays_and_is_tried_again_only_when_asked(
     assert register_cohort(tmp_path, jobs=0, again=True).summary() == {"accepted": 1, "skipped": 0, "lost": 0}
     assert _where(tmp_path)["p-s1-ADC.nii.gz"] == ("a", 1.0)
     assert [decision.verdict for decision in read_decisions(tmp_path)] == [Verdict.ACCEPTED] * 5
+
+
+def test_where_the_first_partner_is_refused_another_of_the_frame_is_tried(
+    tmp_path: Path, faked: Callable[..., list[tuple[str, str]]]
+) -> None:
+    seen = faked({("s1-CT", "s1-ADC"): Verdict.METRIC_WORSE})
+    folder = _cohort(tmp_path, "s1-CT-a", "s1-PET-a", "s1-T2-b", "s1-ADC-c")
+    report = register_cohort(folder, jobs=0)
+    assert seen == [("s1-CT", "s1-T2"), ("s1-CT", "s1-ADC"), ("s1-T2", "s1-ADC")]
+    assert report.summary() == {"accepted": 2, "skipped": 0, "lost": 0}
+    assert [(d.names["target_modality"], d.verdict.value) for d in read_decisions(folder)] == [
+        ("CT", "accepted"),
+        ("CT", "metric_worse"),
+        ("T2", "accepted"),
+    ]
+    assert {frame for frame, _ in _where(folder).values()} == {"a"}
+    before = _tables(folder)
+    assert register_cohort(folder, jobs=0).decisions == ()
+    assert _tables(folder) == before
+
+
+def test_a_refused_frame_may_join_another_that_was_refused(
+    tmp_path: Path, faked: Callable[..., list[tuple[str, str]]]
+) -> None:
+    """The two MR scans lie on each other, and neither on the CT: they stay together, beside it."""
+    seen = faked({("s1-CT", "s1-T2"): Verdict.HALVES_DISAGREE, ("s1-CT", "s1-ADC"): Verdict.HALVES_DISAGREE})
+    report = register_cohort(_cohort(tmp_path, "s1-CT-a", "s1-T2-b", "s1-ADC-c"), jobs=0)
+    assert seen == [("s1-CT", "s1-T2"), ("s1-CT", "s1-ADC"), ("s1-T2", "s1-ADC")]
+    assert report.summary() == {"accepted": 1, "halves_disagree": 1, "skipped": 0, "lost": 0}
+    assert _where(tmp_path) == {
+        "p-s1-CT.nii.gz": ("a", 0.0),
+        "p-s1-T2.nii.gz": ("b", 0.0),
+        "p-s1-ADC.nii.gz": ("b", 1.0),
+    }
+    fresh = _rows(tmp_path)
+    for cells in fresh:
+        cells |= {"frame": {"CT": "a", "T2": "b", "ADC": "c"}[cells["modality"]], "moved": ""}
+    assert applied(read_decisions(tmp_path), tmp_path, fresh, [])[0] == _rows(tmp_path)
+
+
+def test_the_patients_reference_is_the_last_resort_and_what_joined_a_frame_follows_it(
+    tmp_path: Path, faked: Callable[..., list[tuple[str, str]]]
+) -> None:
+    seen = faked({("s2-T2", "s2-CBCT"): Verdict.NO_OVERLAP})
+    register_cohort(_cohort(tmp_path, "s1-CT-a", "s2-T2-b", "s2-DCE-b", "s2-CBCT-c"), jobs=0)
+    assert seen == [("s2-T2", "s2-CBCT"), ("s2-DCE", "s2-CBCT"), ("s1-CT", "s2-T2")]
+    (tmp_path / "second").mkdir()
+    refused = {(f"s2-{word}", "s2-CBCT"): Verdict.NO_OVERLAP for word in ("T2", "DCE")}
+    seen = faked(refused)
+    folder = _cohort(tmp_path / "second", "s1-CT-a", "s2-T2-b", "s2-DCE-b", "s2-CBCT-c")
+    register_cohort(folder, jobs=0)
+    assert seen == [("s2-T2", "s2-CBCT"), ("s2-DCE", "s2-CBCT"), ("s1-CT", "s2-CBCT"), ("s1-CT", "s2-T2")]
+    assert {frame for frame, _ in _where(folder).values()} == {"a"}
+
+
+def test_no_more_than_a_few_partners_are_tried_and_each_is_recorded(
+    tmp_path: Path, faked: Callable[..., list[tuple[str, str]]]
+) -> None:
+    names = ("s1-CT-a", "s1-T1-a", "s1-T1c-a", "s1-FLAIR-a", "s1-PET-a", "s1-T2-b")
+    seen = faked({"s1-T2": Verdict.FITS_MIRRORED})
+    report = register_cohort(_cohort(tmp_path, *names), jobs=0)
+    assert len(seen) == len(set(seen)) == MOST_PARTNERS
+    assert len(report.decisions) == len(read_decisions(tmp_path)) == MOST_PARTNERS
+    assert report.summary() == {"fits_mirrored": 1, "skipped": 0, "lost": 0}
+    seen = faked()
+    assert register_cohort(tmp_path, jobs=0).summary() == {"skipped": 1, "lost": 0}
+    assert register_cohort(tmp_path, jobs=0, again=True).summary() == {"accepted": 1, "skipped": 0, "lost": 0}
+    assert [decision.verdict for decision in read_decisions(tmp_path)] == [Verdict.ACCEPTED]
+
+
+def test_pet_is_no_second_opinion_and_an_unusable_volume_is_tried_once(
+    tmp_path: Path, faked: Callable[..., list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = faked({"s1-T2": Verdict.OVERLAP_WORSE})
+    register_cohort(_cohort(tmp_path, "s1-CT-a", "s1-PET-a", "s1-T2-b"), jobs=0)
+    assert seen == [("s1-CT", "s1-T2")]
+    monkeypatch.setattr(register_module, "load_scan", lambda volume: Reason.NO_BODY)
+    (tmp_path / "second").mkdir()
+    report = register_cohort(_cohort(tmp_path / "second", "s1-CT-a", "s1-CBCT-a", "s1-T2-b"), jobs=0)
+    assert [decision.verdict for decision in report.decisions] == [Verdict.UNUSABLE]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_is_refused_no_pair_is_tried_twice_and_all_can_be_told_again(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Random visits and verdicts: the decisions alone make the registered tables from the source's own."""
+    words = [f"s{n}-{m}" for n in (1, 2, 3) for m in ("CT", "T2", "ADC", "PET", "CBCT")]
+    chosen = data.draw(st.lists(st.sampled_from(words), min_size=2, max_size=9, unique=True))
+    names = [f"{word}-{word[:2]}{data.draw(st.sampled_from('abc'))}" for word in chosen]
+    folder = _cohort(tmp_path_factory.mktemp("random"), *names)
+    fresh = _rows(folder)
+    refused = data.draw(st.sets(st.tuples(st.sampled_from(chosen), st.sampled_from(chosen))))
+    seen: list[tuple[str, str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(register_module, "judge", _fake(dict.fromkeys(refused, Verdict.METRIC_WORSE), seen))
+        patch.setattr(register_module, "load_scan", _load)
+        register_cohort(folder, jobs=0)
+        tables = _tables(folder)
+        assert register_cohort(folder, jobs=0).decisions == ()
+    assert _tables(folder) == tables
+    assert len(seen) == len(set(seen))
+    registered = _rows(folder)
+    again, _ = applied(read_decisions(folder), folder, fresh, [])
+    assert [cells | {"moved": cells.get("moved", "")} for cells in again] == [
+        cells | {"moved": cells.get("moved", "")} for cells in registered
+    ]
+    assert {cells["path"] for cells in registered if cells.get("moved")} <= {cells["path"] for cells in registered}
 
 
 def test_a_visit_stays_together_where_the_step_over_the_days_is_refused(

@@ -59,6 +59,9 @@ def cohort_import(
         bool | None,
         typer.Option("--register/--no-register", help="align the volumes of a patient; by default for DICOM"),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--register-again", help="also try the registrations that an earlier run refused")
+    ] = False,
     patient_folders: Annotated[
         bool, typer.Option(help="DICOM without Patient ID: the folder below SOURCE says by its name who it is")
     ] = False,
@@ -113,6 +116,10 @@ def cohort_import(
     }
     its_site = None if site_config is None else load_site(site_config)
     rules, defacing = ((), None) if its_site is None else (its_site.series_rules, its_site.defacing)
+    if again and registered is False:
+        raise ConfigError(
+            Code.CONFIG_INVALID_VALUE, "--register-again and --no-register contradict each other; drop one"
+        )
     form = form or recognise(source)
     _require_fitting(form, told)
     if form == "dicom":
@@ -121,7 +128,8 @@ def cohort_import(
         names = {"patient-key": "patient"}
         own = {names.get(name, name): told[name] for name, forms in _OPTIONS.items() if form in forms}
         report = _importer(form)(source, cohort, drop=drop or [], secret=secret, vocabulary=VOCABULARY, **own)
-    aligned = _register(cohort, jobs) if registered or (registered is None and form == "dicom") else {}
+    wanted = again or registered or (registered is None and form == "dicom")
+    aligned = _register(cohort, jobs, again=again) if wanted else {}
     data = {
         "form": form,
         "patients": report.patients,
@@ -198,11 +206,11 @@ def _importer(form: str) -> Callable[..., Any]:
     return importers[form]
 
 
-def _register(cohort: Path, jobs: int) -> dict[str, int]:
+def _register(cohort: Path, jobs: int, *, again: bool) -> dict[str, int]:
     from parametrium.cohort.registration.register import register_cohort
 
     with progress("registration") as update:
-        return register_cohort(cohort, jobs=jobs, progress=update).summary()
+        return register_cohort(cohort, jobs=jobs, progress=update, again=again).summary()
 
 
 def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:

@@ -87,7 +87,13 @@ def test_volumes_of_several_frames_are_registered_unless_told_otherwise(tmp_path
     assert "registration.csv" in tables
     again = shell.json(*words)["registration"]
     assert again["skipped"] == 1 or first.get("accepted")
+    assert first.get("accepted") or shell.json(*words, "--register-again")["registration"] == first
     assert {path.name: path.read_bytes() for path in (tmp_path / "cohort").glob("*.csv")} == tables
+
+
+def test_trying_again_and_not_at_all_contradict_each_other(tmp_path: Path, shell: Shell) -> None:
+    said = shell("cohort", "import", tmp_path, tmp_path / "c", "--register-again", "--no-register", code=2)
+    assert "PM103" in said
 
 
 def test_other_forms_get_a_table_and_no_registration(tmp_path: Path, shell: Shell) -> None:

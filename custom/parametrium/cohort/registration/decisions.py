@@ -1,8 +1,9 @@
 """What registration decided, kept in the cohort's ``registration.csv``, and how it gets into the tables.
 
-One row a frame that was tried. The row speaks of the frame by the volume that led it; an accepted one says that
-every volume and mask of that frame is moved and takes the target's name. Rows are in the order in which they were
-decided, and applying them to freshly written tables, in that order, gives the registered tables again.
+One row a pair of volumes that was tried: a frame that was refused with one partner may have been tried with others, and
+its last row counts. A row speaks of the frame by the volume that led it; an accepted one says that every volume and
+mask of that frame is moved and takes the target's name. Rows are in the order in which they were decided, and applying
+them to freshly written tables, in that order, gives the registered tables again.
 """
 
 import os

@@ -5,11 +5,15 @@ frames are brought onto the study's reference; then the studies' references, wit
 patient's, in the order of their days. So the volumes of one visit, which objectives compare voxel by voxel, are never
 farther apart than one registration, and they stay together where the step over the days is refused.
 
+Where the first pair of volumes is refused, others are tried: the target's other volumes, then frames of the same study
+that had their turn already, then the patient's reference. Nothing is brought onto a frame that is still to be moved by
+itself, so there are no circles.
+
 A reference is the frame with a CT, then the one with most modalities, then the earliest: a planning CT has the largest
 field of view, no distortion, and is what treatment refers to.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from parametrium.cohort.manifest import Volume
@@ -22,6 +26,9 @@ _RANK = {
     "PET": 4,
 }
 """How sharply a modality tells where the patient is; a modality that a job declares stands in the middle."""
+MOST_PARTNERS = 3
+"""Volumes that a frame is tried with: each more is one more chance to fit by chance, and takes seconds."""
+
 _MAGNETIC = frozenset(("T2", "T1", "T1c", "FLAIR", "DCE", "ADC", "DWI"))
 
 
@@ -46,10 +53,6 @@ class Frame:
         """The volume that speaks for the frame when it is moved."""
         return min(self.volumes, key=lambda volume: _rank(volume.modality))
 
-    def partner(self, moving: Volume) -> Volume:
-        """The volume of this frame that another is best registered to: sharp, alike, of the same visit."""
-        return min(self.volumes, key=lambda volume: _distance(moving, volume))
-
 
 def frames_of(volumes: Sequence[Volume]) -> list[Frame]:
     """The frames of one patient's volumes, in table order."""
@@ -62,6 +65,14 @@ def frames_of(volumes: Sequence[Volume]) -> list[Frame]:
 def reference_of(frames: Sequence[Frame]) -> Frame:
     """The frame that the others are brought onto; the first of equals."""
     return min(frames, key=_precedence)
+
+
+def patient_reference(frames: Sequence[Frame]) -> Frame:
+    """The reference of all studies; it never moves."""
+    studies: dict[str, list[Frame]] = {}
+    for frame in frames:
+        studies.setdefault(frame.first.study, []).append(frame)
+    return reference_of([reference_of(own) for own in studies.values()])
 
 
 def within_studies(frames: Sequence[Frame]) -> Iterator[tuple[str, str]]:
@@ -82,10 +93,40 @@ def across_studies(frames: Sequence[Frame]) -> Iterator[tuple[str, str]]:
     for frame in frames:
         studies.setdefault(frame.first.study, []).append(frame)
     references = [reference_of(own) for own in studies.values()]
-    target = reference_of(references)
+    target = patient_reference(frames)
     for frame in sorted(references, key=lambda frame: frame.first.day):
         if frame is not target:
             yield frame.name, target.name
+
+
+def partners(frames: Sequence[Frame], moving: Volume, target: str, handled: Collection[str] = ()) -> list[Volume]:
+    """Volumes to register another to, in the order in which they are tried, ``MOST_PARTNERS`` at the most.
+
+    The first is the target's that fits best: sharp, alike, of the same visit. Others follow by the same measure; among
+    them no PET, which is too blurred for a second opinion on anything but PET.
+
+    Args:
+        frames: of the patient.
+        moving: leads the frame that is moved.
+        target: name of the frame that it is to join.
+        handled: names of frames that had their turn.
+    """
+    first, *own = sorted(_named(frames, target).volumes, key=lambda volume: _distance(moving, volume))
+    last = patient_reference(frames).name
+    others = [
+        volume
+        for frame in frames
+        if frame.name not in (moving.frame, target)
+        and (frame.name == last or (frame.name in handled and frame.first.study == moving.study))
+        for volume in frame.volumes
+    ]
+    others = sorted([*own, *others], key=lambda volume: (volume.frame == last != target, *_distance(moving, volume)))
+    sharp = [volume for volume in others if volume.modality == moving.modality or _rank(volume.modality) < _RANK["PET"]]
+    return [first, *sharp][:MOST_PARTNERS]
+
+
+def _named(frames: Sequence[Frame], name: str) -> Frame:
+    return next(frame for frame in frames if frame.name == name)
 
 
 def _precedence(frame: Frame) -> tuple[bool, int, int]:

@@ -7,7 +7,7 @@ refused one keeps its own, and ``registration.csv`` says of both by which number
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from parametrium.cohort.registration.decisions import (
     superseded,
     write_decisions,
 )
-from parametrium.cohort.registration.frames import across_studies, frames_of, within_studies
+from parametrium.cohort.registration.frames import across_studies, frames_of, partners, within_studies
 from parametrium.cohort.registration.scan import Scan, load_scan
 from parametrium.cohort.registration.verdict import Judgement, Verdict, judge
 from parametrium.cohort.rigid import IDENTITY, Rigid, composed, rigid_of
@@ -42,7 +42,7 @@ class RegistrationReport:
     """What a run did.
 
     Attributes:
-        decisions: of this run, by patient in table order.
+        decisions: of this run, by patient in table order; one a pair of volumes that was tried.
         skipped: frames that an earlier run refused and this one did not try.
         lost: patients whose process died; they are tried again by the next run.
     """
@@ -52,8 +52,9 @@ class RegistrationReport:
     lost: int
 
     def summary(self) -> dict[str, int]:
-        """Counts by verdict, without any name of a patient."""
-        counts = Counter(decision.verdict.value for decision in self.decisions)
+        """Frames by the verdict that was come to last, without any name of a patient."""
+        last = {decision.key: decision.verdict.value for decision in self.decisions}
+        counts = Counter(last.values())
         return dict(sorted(counts.items())) | {"skipped": self.skipped, "lost": self.lost}
 
 
@@ -155,9 +156,12 @@ def register_patient(folder: Path, volumes: Sequence[Volume], settled: frozenset
         seed: of the sampling.
     """
     patient = _Patient(folder, list(volumes), settled, seed)
-    for pairs in (within_studies, across_studies):
-        for frame, target in list(pairs(frames_of(patient.volumes))):
-            patient.bring(frame, target)
+    handled: set[str] = set()
+    for frame, target in list(within_studies(frames_of(patient.volumes))):
+        patient.bring(frame, target, handled)
+        handled.add(frame)
+    for frame, target in list(across_studies(frames_of(patient.volumes))):
+        patient.bring(frame, target)
     return PatientResult(tuple(patient.decisions), patient.skipped)
 
 
@@ -173,30 +177,33 @@ class _Patient:
         self._seed = seed
         self._scans: dict[tuple[Path, Rigid], Scan | Reason] = {}
 
-    def bring(self, name: str, target_name: str) -> None:
-        """Tries to bring one frame onto another."""
-        frames = {frame.name: frame for frame in frames_of(self.volumes)}
-        lead = frames[name].lead
-        partner = frames[target_name].partner(lead)
-        names = {
-            "patient": lead.patient,
-            "study": lead.study,
-            "modality": lead.modality,
-            "path": path_cell(lead.path, self._folder),
-            "frame": name,
-            "target_study": partner.study,
-            "target_modality": partner.modality,
-            "target": target_name,
-        }
-        if (names["patient"], names["path"], name) in self._settled:
+    def bring(self, name: str, target_name: str, handled: Collection[str] = ()) -> None:
+        """Tries to bring one frame onto another; where that is refused, onto what else it may be aligned to."""
+        frames = frames_of(self.volumes)
+        lead = next(frame.lead for frame in frames if frame.name == name)
+        path = path_cell(lead.path, self._folder)
+        if (lead.patient, path, name) in self._settled:
             self.skipped += 1
             return
-        judgement = self._judgement(partner, lead)
-        moved = IDENTITY
-        if judgement.verdict is Verdict.ACCEPTED and judgement.there is not None:
-            moved = rigid_of(judgement.there)
-            self._move(name, target_name, moved)
-        self.decisions.append(Decision(names, judgement.verdict, numbers_of(judgement), moved))
+        for partner in partners(frames, lead, target_name, handled):
+            judgement = self._judgement(partner, lead)
+            moved = IDENTITY
+            if judgement.verdict is Verdict.ACCEPTED and judgement.there is not None:
+                moved = rigid_of(judgement.there)
+                self._move(name, partner.frame, moved)
+            names = {
+                "patient": lead.patient,
+                "study": lead.study,
+                "modality": lead.modality,
+                "path": path,
+                "frame": name,
+                "target_study": partner.study,
+                "target_modality": partner.modality,
+                "target": partner.frame,
+            }
+            self.decisions.append(Decision(names, judgement.verdict, numbers_of(judgement), moved))
+            if judgement.verdict is Verdict.ACCEPTED or isinstance(self._scan(lead), Reason):
+                break
 
     def _move(self, name: str, target_name: str, moved: Rigid) -> None:
         self.volumes = [

@@ -22,7 +22,11 @@ from rich.console import Console
 
 from cohort_files import ct, save, write_rows
 from parametrium import demo as demonstration
-from parametrium.cli import app, main, printing
+from parametrium.cli import app, importing, main, printing
+from parametrium.cli.problems import print_problems
+from parametrium.cli.runs import last_error
+from parametrium.cohort.problem import Problem, Reason
+from parametrium.config import SeriesRule
 from parametrium.demo import DemoResult
 from parametrium.report import federation as report_page
 from parametrium.report.tables import Table
@@ -173,10 +177,10 @@ def test_wrong_usage_ends_with_2_and_no_traceback(run: Type, monkeypatch: pytest
 
 
 MISTAKES = {
-    "train absent.yaml site.yaml --out run": (2, "PM101"),
+    "train absent.yaml site.yaml --out run": (2, "PM101 the config file is not there"),
     "train job.yaml absent.yaml --out run": (2, "PM101"),
     "train unknown.yaml site.yaml --out run": (2, "PM102 job.round is not a known key; did you mean 'rounds'?"),
-    "train job.yaml site.yaml --out run": (3, "PM201"),
+    "train job.yaml site.yaml --out run": (3, "PM201 the cohort table is not there; a cohort folder holds cohort.csv"),
     "train job.yaml site.yaml --out used": (5, "PM503"),
     "train job.yaml strict.yaml --out run": (6, "PM601"),
     "simulate job.yaml site.yaml site.yaml --out run": (5, "PM503"),
@@ -186,7 +190,7 @@ MISTAKES = {
     "report absent": (5, "PM503"),
     "schema none": (2, "PM103"),
     "cohort prepare site.yaml --job job.yaml": (3, "PM201"),
-    "cohort import absent cohort": (3, "PM204 the source is neither a folder nor a JSON file"),
+    "cohort import absent cohort": (3, "PM204 there is no such source; see whether its path is right"),
     "cohort import . cohort --rename DOSE": (2, "PM103 --rename must look like NAME=VALUE, got 'DOSE'"),
     "cohort import . cohort --rescale CT=1": (2, "PM103 --rescale must look like CT=SLOPE,INTERCEPT"),
     "cohort import . cohort --rescale CT=0,1": (2, "PM103"),
@@ -404,6 +408,70 @@ def test_an_import_of_nothing_usable_ends_with_3(run: Type, tmp_path: Path) -> N
     assert ended.err.startswith("error PM204 the source holds no volume to import")
 
 
+def test_an_import_says_what_was_made_what_stays_and_what_comes_next(run: Type, tmp_path: Path) -> None:
+    cohort = tmp_path / "my cohort"
+    shown = run("cohort", "import", write_source(tmp_path / "source", 2, 1), cohort).out
+    assert "missing_file: the table names a file that is not there. What to do: put the file back" in shown
+    assert f"cohort: {cohort}\n" in shown
+    assert Path(f"{cohort}.secret").is_file()
+    assert f"keep at this site, out of the cohort: {cohort}.secret and {cohort}.secret.*" in shown
+    following = shown.splitlines()[-1].removeprefix("next: parametrium ")
+    assert parse(shlex.split(following)) == ("cohort", "check")
+
+
+def test_what_is_left_out_on_purpose_is_not_told_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    print_problems([Problem("p1", "CT", Reason.LOCALISER), Problem("p2", "MR", Reason.NO_MODALITY)])
+    out = capsys.readouterr().out
+    assert "p1" not in out
+    assert "left out on purpose: localiser\n" in out
+    assert "  p2 MR: no_modality\n" in out
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ((), "PM204 the source holds no file"),
+        (("a.zip", "b/c.TAR.GZ"), "PM204 the source holds nothing but archives (2); unpack them"),
+        (("a/CT.nii.gz", "a/T1.nii", "x.txt"), "PM204 the source holds 2 volume files and nothing that says whose"),
+        (("thesis.txt", "a.zip"), "PM204 the source is none of: BIDS"),
+    ],
+)
+def test_a_source_that_nothing_recognises_is_told_what_helps(
+    run: Type, tmp_path: Path, names: tuple[str, ...], sentence: str
+) -> None:
+    (tmp_path / "source").mkdir()
+    for name in names:
+        (tmp_path / "source" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "source" / name).write_text("not what it says")
+    ended = run("cohort", "import", tmp_path / "source", tmp_path / "cohort")
+    assert (ended.code, ended.out) == (3, "")
+    assert ended.err.startswith(f"error {sentence}")
+    assert str(tmp_path) not in ended.err.splitlines()[0]
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_an_interrupted_import_says_how_to_go_on(run: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "_importer", lambda _form: lambda *_, **__: interrupt())
+    ended = run("cohort", "import", write_source(tmp_path / "source", 1, 0), tmp_path / "cohort", "--json")
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err.startswith("interrupted; ")
+
+
+def test_a_modality_that_only_a_rule_knows_is_told() -> None:
+    rules = (SeriesRule(match="a", modality="T22"), SeriesRule(match="b", modality="T2"))
+    (told,) = importing.strange_names(rules)
+    assert told.startswith("series_rules name T22, which is none of CT, ")
+    assert list(importing.strange_names(rules[1:])) == []
+
+
+def test_a_run_that_failed_quotes_its_sites_last_error(tmp_path: Path) -> None:
+    log = tmp_path / "trainer.log"
+    log.write_text("PM301 first\nTraceback\nparametrium.errors.PolicyError: PM601 too few patients\n")
+    assert last_error(log) == ": PM601 too few patients"
+    log.write_text("all is well\n")
+    assert last_error(log) == ""
+
+
 def test_an_exported_job_may_be_exported_again(run: Type, house: Path) -> None:
     assert run("job", "export", "job.yaml", "app", "--json").json == {"job": "app/tiny"}
     assert run("job", "export-all", "jobs", "app", "--json").json == {"jobs": ["app/tiny"]}
@@ -476,3 +544,6 @@ def test_progress_is_for_terminals(capsys: pytest.CaptureFixture[str], monkeypat
         with printing.progress("drawing") as update:
             update(3, 4)
         assert ("drawing" in capsys.readouterr().err) is terminal
+        with printing.progress("nothing") as update:
+            update(0, 0)
+        assert "0/0" not in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The quality page in a real browser: it works from a disk, asks for nothing, and no name can do anything."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from io import BytesIO
@@ -52,6 +53,7 @@ def test_a_click_on_a_row_shows_the_volume_in_three_planes(cohorts: dict[str, Pa
     tab.wait(READY)
     title = tab.value("document.getElementById('viewer-title').textContent")
     assert title == "p001 \N{MIDDLE DOT} s0 \N{MIDDLE DOT} T2"
+    assert "A coarse copy, in voxels of" in tab.value("document.getElementById('viewer-note').textContent")
     before = grey(tab.picture("#viewer-canvas"))
     assert before.std() > 0.1
     assert len(np.unique(np.round(before, 2))) > 40
@@ -82,6 +84,17 @@ def test_one_volume_after_another_and_a_montage_open_too(cohorts: dict[str, Path
         tab.wait("!document.getElementById('viewer').open")
     assert all(picture.std() > 0.05 for picture in seen)
     assert np.abs(seen[0] - seen[2]).mean() > 0.01
+    assert tab.complaints == []
+
+
+def test_the_viewer_tells_the_window_with_its_unit(cohorts: dict[str, Path], tab: Tab) -> None:
+    tab.open(cohorts["faulty"].as_uri())
+    note = "document.getElementById('viewer-note').textContent"
+    for row, end in ((1, r" HU$"), (2, r"\d $")):  # CT, then T2, whose scale is the scanner's own
+        tab.click(f"[data-table=volumes] tbody tr:nth-child({row})")
+        tab.wait(READY)
+        assert re.search(r"Black to white: -?[\d.]+ to [\d.]+" + end, tab.value(note)), tab.value(note)
+        tab.click("#viewer-close")
     assert tab.complaints == []
 
 

@@ -22,14 +22,16 @@ from cohort_files import ct, row, save, small_cohort, write_rows
 from parametrium.cli import quality
 from parametrium.cohort.manifest import Cohort, read_cohort
 from parametrium.cohort.problem import Reason
+from parametrium.cohort.registration.verdict import Verdict
 from parametrium.config import VOCABULARY
 from parametrium.errors import Code, CohortError
 from parametrium.report.quality import content
+from parametrium.report.quality.findings import KINDS, Findings
 from parametrium.report.quality.measure import Measured
 from parametrium.report.quality.page import check_cohort
 from parametrium.report.quality.survey import RECORDS, VIEWER, Surveyed, survey
 from parametrium.report.quality.suspicion import suspicions
-from parametrium.report.quality.words import MEANING, meaning, shown
+from parametrium.report.quality.words import MEANING, REMEDY, VERDICTS, is_as_it_should_be, meaning, remedy, shown
 
 PACKAGE = Path(content.__file__).parent
 
@@ -78,7 +80,7 @@ def test_every_planted_fault_is_on_the_page(faulty: Path) -> None:
         Reason.UNREADABLE: 1,
     }
     suspected = {(r[0], r[1], r[3]) for r in page.rows("suspicions")}
-    name = content.KINDS["mislabelled"]
+    name = KINDS["mislabelled"]
     assert {(name, "p000", "CT"), (name, "p000", "T2")} <= suspected
     assert {s for s in suspected if s[0] == name} == {(name, "p000", "CT"), (name, "p000", "T2")}
     assert ("duplicate", "p001", "T2") in suspected
@@ -92,8 +94,8 @@ def test_every_planted_fault_is_on_the_page(faulty: Path) -> None:
         ("this check", "p005", "CT", "unreadable"),
     ]
     assert page.rows("left")[3:] == [
+        ["the import", "", "", "not dicom", "", "17"],  # what needs a look comes first
         ["the import", "p000", "", "localiser", "facts: image type", "3"],
-        ["the import", "", "", "not dicom", "", "17"],
     ]
     assert page.rows("registration")[1][-1] == "worse"
     assert len(page.rows("volumes")) == 21
@@ -218,7 +220,7 @@ def test_thousands_of_volumes_make_a_page_of_bounded_size(tmp_path: Path) -> Non
         Surveyed(replace(one.volume, patient=f"p{n // 2}"), one.key, replace(one.found, content=f"{n}"))
         for n in range(6000)
     ]
-    found = content.Findings(Cohort((), ()), many, [], suspicions(many), [])
+    found = Findings(Cohort((), ()), many, [], suspicions(many), [])
     made = content.page_content(found, tmp_path / "page" / VIEWER)
     assert len(made["montages"]) == content.SAMPLE
     assert len(made["data"]["tables"]["volumes"]["rows"]) == 6000
@@ -246,6 +248,36 @@ def test_registered_pairs_and_patients_are_counted_for_each_objective(tmp_path: 
     }
 
 
+def test_volumes_of_one_study_and_modality_are_told_apart(tmp_path: Path) -> None:
+    one = survey(read_cohort(small_cohort(tmp_path / "c", 1), VOCABULARY).volumes, tmp_path / "page")[0]
+    later = replace(one, volume=replace(one.volume, study="later"))
+    found = Findings(Cohort((), ()), [one, later, one], [], [], [])
+    assert [found.named(n)["modality"] for n in range(3)] == ["CT (1)", "CT", "CT (2)"]
+
+
+def test_a_first_page_says_what_is_missing_and_how_to_add_it(tmp_path: Path) -> None:
+    folder = small_cohort(tmp_path / "north")
+    problems = [
+        {"patient": "", "modality": "", "reason": reason, "count": "5"} for reason in ("localiser", "not_dicom")
+    ]
+    write_rows(folder / "problems.csv", problems)
+    text = check_cohort(folder).page.read_text(encoding="utf-8")
+    assert "<bdi>north</bdi>" in text
+    assert "no job: check with --job" in text
+    assert "10 files, 5 of them worth a look" in text
+    assert "put clinical.csv beside cohort.csv" in text
+    write_rows(folder / "clinical.csv", [{"patient": f"p{n}", "age": "50"} for n in range(3)])
+    assert "put clinical.csv beside" not in check_cohort(folder).page.read_text(encoding="utf-8")
+
+
+def test_the_registration_is_told_in_sentences_and_short_numbers(tmp_path: Path) -> None:
+    folder = small_cohort(tmp_path / "c", patients=1)
+    told = {"patient": "p0", "path": "/secret/p0", "verdict": "large_turn", "metric_before": "1.04271", "halves_mm": ""}
+    write_rows(folder / "registration.csv", [told])
+    rows = Page(check_cohort(folder).page).rows("registration")
+    assert rows == [["p0", "refused: turned by more than a patient turns", "1.043", ""]]
+
+
 def test_a_moved_volume_is_shown_where_registration_put_it(tmp_path: Path) -> None:
     folder = small_cohort(tmp_path / "c", patients=1)
     volume = read_cohort(folder, VOCABULARY).volumes[0]
@@ -258,8 +290,11 @@ def test_a_moved_volume_is_shown_where_registration_put_it(tmp_path: Path) -> No
     assert still.found.grid != there.found.grid
 
 
-def test_every_reason_has_a_meaning() -> None:
-    assert set(MEANING) == set(Reason)
+def test_every_reason_and_verdict_has_a_meaning_and_a_remedy() -> None:
+    assert set(MEANING) == set(REMEDY) == set(Reason)
+    assert set(VERDICTS) == {verdict.value for verdict in Verdict}
+    assert remedy("no such reason") == ""
+    assert not is_as_it_should_be("no such reason")
     assert meaning("no such reason") == ""
 
 
@@ -298,6 +333,8 @@ def test_the_exit_code_says_whether_anything_was_found(tmp_path: Path, command: 
     ended = CliRunner().invoke(command, ["check", str(bad), "--jobs", "1", "--out", str(tmp_path / "page")])
     assert ended.exit_code == 1
     assert "left out: missing_file" in ended.stdout
+    assert "missing_file: the table names a file that is not there. What to do: put the file back" in ended.stdout
+    assert "exit code 1: look at the page" in ended.stdout
     assert (tmp_path / "page" / "index.html").is_file()
 
 

@@ -1,5 +1,6 @@
 """Commands of a site: its images and clinical rows."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,13 @@ def cohort_phantom(
             jobs=jobs,
             progress=update,
         )
-    answer({"cohort": str(cohort), "patients": patients}, as_json, lambda: say(f"{patients} patients written"))
+
+    def show() -> None:
+        say(f"{patients} patients written into {cohort}")
+        if as_dicom:
+            say(f"next: parametrium cohort import {shlex.quote(str(cohort))} COHORT")
+
+    answer({"cohort": str(cohort), "patients": patients}, as_json, show)
 
 
 @cohort_app.command("prepare", epilog=example("cohort prepare site_configs/north.yaml --job jobs/pretrain.yaml"))
@@ -72,7 +79,10 @@ def cohort_prepare(
     job_file: Annotated[Path, typer.Option("--job", metavar="JOB.yaml", help="the job")],
     as_json: AsJson = False,
 ) -> None:
-    """Build the cache of a site for a job; rounds do it on their own when needed."""
+    """Build the cache of a site for a job.
+
+    Rounds do it on their own when needed; done before, it shows what is left out.
+    """
     from parametrium.cohort.manifest import read_cohort
     from parametrium.data.prepare import prepare_cohort
 

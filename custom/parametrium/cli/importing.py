@@ -1,14 +1,15 @@
 """The command that makes a cohort of what a hospital has."""
 
 import math
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from parametrium.cli.options import AsJson, example
-from parametrium.cli.printing import answer, print_counts, progress, say
+from parametrium.cli.printing import answer, err, print_counts, progress, say
 from parametrium.cli.problems import print_problems, problem_rows
 from parametrium.config import VOCABULARY, DefacingConfig, SeriesRule, load_site
 from parametrium.errors import Code, ConfigError
@@ -93,13 +94,14 @@ def cohort_import(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a cohort of a folder of DICOM, BIDS, nnU-Net, a MONAI datalist, or NIfTI files by patient.
+    """Make a cohort of DICOM, BIDS, nnU-Net or NIfTI files.
 
-    DICOM is converted into the cohort without identity; run it again to add what is new, or to go on after an
-    interruption. Other forms only get a table that points to their files. What could not be taken is told by
-    pseudonym and reason; the table of pseudonyms lies beside the site's secret.
+    A MONAI datalist is read, too; what a source is, is seen by looking at it. DICOM is converted into the cohort
+    without identity; run it again to add what is new, or to go on after an interruption. Other forms only get a table
+    that points to their files. What could not be taken is told by pseudonym and reason; the table of pseudonyms lies
+    beside the site's secret.
     """
-    from parametrium.cohort.importers.recognise import recognise
+    from parametrium.cli.source import form_of
 
     if form is not None and form not in _FORMS:
         raise ConfigError(Code.CONFIG_INVALID_VALUE, f"--as must be one of {', '.join(_FORMS)}, got {form!r}")
@@ -120,16 +122,21 @@ def cohort_import(
         raise ConfigError(
             Code.CONFIG_INVALID_VALUE, "--register-again and --no-register contradict each other; drop one"
         )
-    form = form or recognise(source)
+    form = form or form_of(source)
     _require_fitting(form, told)
-    if form == "dicom":
-        report = _import_dicom(source, cohort, rules, defacing, drop or [], told, secret=secret, jobs=jobs)
-    else:
-        names = {"patient-key": "patient"}
-        own = {names.get(name, name): told[name] for name, forms in _OPTIONS.items() if form in forms}
-        report = _importer(form)(source, cohort, drop=drop or [], secret=secret, vocabulary=VOCABULARY, **own)
-    wanted = again or registered or (registered is None and form == "dicom")
-    aligned = _register(cohort, jobs, again=again) if wanted else {}
+    try:
+        if form == "dicom":
+            report = _import_dicom(source, cohort, rules, defacing, drop or [], told, secret=secret, jobs=jobs)
+        else:
+            names = {"patient-key": "patient"}
+            own = {names.get(name, name): told[name] for name, forms in _OPTIONS.items() if form in forms}
+            report = _importer(form)(source, cohort, drop=drop or [], secret=secret, vocabulary=VOCABULARY, **own)
+        wanted = again or registered or (registered is None and form == "dicom")
+        aligned = _register(cohort, jobs, again=again) if wanted else {}
+    except KeyboardInterrupt:
+        say("interrupted; nothing half done is left in the cohort, and the same command goes on from here", err)
+        raise
+    warnings = [*report.warnings, *strange_names(rules)]
     data = {
         "form": form,
         "patients": report.patients,
@@ -137,17 +144,38 @@ def cohort_import(
         "masks": report.masks,
         "counts": report.summary(),
         "registration": dict(aligned),
-        "warnings": list(report.warnings),
+        "warnings": warnings,
         "problems": problem_rows(report.problems),
     }
 
     def show() -> None:
         print_counts("imported", report.summary() | {f"registration: {name}": n for name, n in aligned.items() if n})
-        for warning in report.warnings:
+        for warning in warnings:
             say(f"warning: {warning}")
         print_problems(report.problems)
+        _tell_where(cohort, secret)
 
     answer(data, as_json, show)
+
+
+def _tell_where(cohort: Path, secret: Path | None) -> None:
+    """What was written, what must stay, and what comes next."""
+    secret = secret or cohort.with_name(f"{cohort.absolute().name}.secret")
+    if (cohort / "problems.csv").is_file():
+        say(f"all that was left out, by pseudonym: {cohort / 'problems.csv'}")
+    say(f"cohort: {cohort}")
+    say(f"keep at this site, out of the cohort: {secret} and {secret}.*, which lead from pseudonyms to patients")
+    say(f"next: parametrium cohort check {shlex.quote(str(cohort))} --job JOB.yaml")
+
+
+def strange_names(rules: tuple[SeriesRule, ...]) -> Iterator[str]:
+    """A modality that only a rule knows is allowed, since a job may declare it, but is more often a slip."""
+    strange = sorted({rule.modality for rule in rules if rule.modality} - set(VOCABULARY))
+    if strange:
+        yield (
+            f"series_rules name {', '.join(strange)}, which is none of {', '.join(VOCABULARY)}; "
+            "a job that does not declare it leaves such volumes out"
+        )
 
 
 def _require_fitting(form: str, told: Mapping[str, Any]) -> None:

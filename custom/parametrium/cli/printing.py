@@ -47,4 +47,5 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        # Nothing to do is no bar: 0 of 0 looks like a fault.
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=total > 0)

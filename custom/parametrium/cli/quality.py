@@ -8,6 +8,7 @@ import typer
 
 from parametrium.cli.options import AsJson, example
 from parametrium.cli.printing import answer, print_counts, progress, say
+from parametrium.cli.problems import MOST_PROBLEMS, print_problems
 from parametrium.config import load_job
 
 DIFFERENT = 1
@@ -30,10 +31,11 @@ def cohort_check(
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="processes, each with one volume at a time")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Measure every volume and write a page for the site's own eyes: open COHORT/quality/index.html.
+    """Measure every volume and write a quality page.
 
-    A second check measures only what is new. Exit code 0: nothing was left out and nothing is suspected; 1: something
-    was, see the page. What an import left out before is shown and does not count.
+    The page is for the site's own eyes: open COHORT/quality/index.html in a browser. A second check measures only what
+    is new. Exit code 0: nothing was left out and nothing is suspected; 1: something was, see the page. What an import
+    left out before is shown and does not count.
     """
     from parametrium.report.quality.page import check_cohort
 
@@ -59,8 +61,17 @@ def cohort_check(
         if quality.clinical:
             counts["clinical values outside the schema"] = quality.clinical
         print_counts("checked", counts)
-        say(f"page: {quality.page}")
+        for line in quality.looks[:MOST_PROBLEMS]:
+            say(f"  {line}")
+        if len(quality.looks) > MOST_PROBLEMS:
+            say(f"  and {len(quality.looks) - MOST_PROBLEMS} more on the page")
+        print_problems(quality.problems)
+        if job is None:
+            say("Without --job, all known modalities were taken and clinical values were compared with nothing.")
+        say(f"page, to open in a browser: {quality.page}")
         say("It holds pictures of patients and must not leave this site.")
+        if not quality.clean:
+            say("exit code 1: look at the page; the cohort can be used, without what was left out")
 
     answer(data, as_json, show)
     if not quality.clean:

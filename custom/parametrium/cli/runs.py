@@ -1,5 +1,7 @@
 """Commands of the researcher: runs on this machine, and their report."""
 
+import re
+import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +24,10 @@ RunFolderOption = Annotated[Path, typer.Option("--out", metavar="RUN", file_okay
 
 @runs_app.command(epilog=example("train jobs/pretrain.yaml site_configs/north.yaml --out runs/local"))
 def train(job_file: JobFile, site_file: SiteFile, run: RunFolderOption, as_json: AsJson = False) -> None:
-    """Train the job's rounds at one site, without a federation; the job's minimum_sites is taken as 1."""
+    """Train the job's rounds at one site, without a federation.
+
+    The job's minimum_sites is taken as 1.
+    """
     from parametrium.site.local import train_locally
 
     job, site = load_job(job_file).model_copy(update={"minimum_sites": 1}), load_site(site_file)
@@ -43,7 +48,10 @@ def simulate(
     ] = SIX_HOURS_S,
     as_json: AsJson = False,
 ) -> None:
-    """Run a federation in FLARE's simulator, every site in its own process."""
+    """Run a federation on this machine, in FLARE's simulator.
+
+    Every site has its own process.
+    """
     from parametrium.federation.simulate import simulate as run_simulation
 
     job = load_job(job_file)
@@ -69,7 +77,10 @@ def demo(
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="another seed for phantom and job")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Three phantom hospitals, one federation, one report: on this machine, in minutes."""
+    """Three phantom hospitals, one federation, one report.
+
+    On this machine, in minutes.
+    """
     from parametrium.demo import run_demo
 
     # Into the log of a machine that wants JSON, and out of its one object.
@@ -98,7 +109,10 @@ def report(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write RUN/report.html: losses, contributions, evaluation with its controls."""
+    """Write RUN/report.html.
+
+    Losses, contributions, and the evaluation with its controls.
+    """
     from parametrium.report.federation import write_report
 
     page = str(write_report(run, with_sites=with_sites))
@@ -114,13 +128,21 @@ def _finish(folder: Path, as_json: bool) -> None:
 
     def show() -> None:
         say("complete" if ok else "failed: " + "; ".join(reasons))
+        if ok:
+            say(f"run folder: {folder}; next: parametrium report {shlex.quote(str(folder))}")
         for log in [] if ok else logs:
             if log.is_file():
-                say(f"  here: {log}")
+                say(f"  here: {log}{last_error(log) if log.name == 'trainer.log' else ''}")
 
     answer({"run": str(folder), "complete": ok, "reasons": list(reasons)}, as_json, show)
     if not ok:
         raise typer.Exit(1)
+
+
+def last_error(log: Path) -> str:
+    """The last coded error of a log on this machine, so that nobody has to search for it; empty where there is none."""
+    found = re.findall(r"\bPM\d{3} [^\n]{1,300}", log.read_text(encoding="utf-8", errors="replace"))
+    return f": {found[-1]}" if found else ""
 
 
 @contextmanager

@@ -138,7 +138,12 @@ def read_cohort(folder: Path, modalities: Collection[str]) -> Cohort:
         CohortError: PM201 a table is unreadable or cohort.csv absent, PM202 no usable volume is left.
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links that a site moves at will
-    table = read_table(folder / "cohort.csv", what="the cohort table", required=COHORT_COLUMNS)
+    table = read_table(
+        folder / "cohort.csv",
+        what="the cohort table",
+        required=COHORT_COLUMNS,
+        remedy="a cohort folder holds cohort.csv, which `parametrium cohort import SOURCE COHORT` makes",
+    )
     problems = [_bad_row(row) for row in table.ragged]
     listed = _parse(table.rows, lambda row: _volume(row, folder), problems)
     splits = _splits(table.rows, problems)

@@ -32,13 +32,14 @@ class Table:
     ragged: tuple[Mapping[str, str], ...]
 
 
-def read_table(path: Path, *, what: str, required: Collection[str]) -> Table:
+def read_table(path: Path, *, what: str, required: Collection[str], remedy: str = "") -> Table:
     """Reads a CSV table, comma, semicolon or tab separated, UTF-8 with or without byte-order mark.
 
     Args:
         path: the file.
         what: public name of the table in error texts, as "the clinical table".
         required: columns that must be there.
+        remedy: what to do where the file is absent.
 
     Raises:
         CohortError: PM201 absent, not UTF-8, not CSV, a required column is missing or a column stands twice.
@@ -48,6 +49,9 @@ def read_table(path: Path, *, what: str, required: Collection[str]) -> Table:
         delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         cells = [[cell.strip() for cell in row] for row in reader]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        told = f"{what} is not there" + (f"; {remedy}" if remedy else "")
+        raise CohortError(Code.COHORT_UNREADABLE, told, site_detail=str(path)) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CohortError(
             Code.COHORT_UNREADABLE,

@@ -70,6 +70,8 @@ def site_schema() -> dict[str, Any]:
 def _read_yaml(path: Path) -> object:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(Code.CONFIG_UNREADABLE, "the config file is not there", site_detail=str(path)) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
             Code.CONFIG_UNREADABLE, "the config file cannot be read as YAML", site_detail=f"{path}: {error}"

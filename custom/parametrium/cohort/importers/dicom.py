@@ -257,7 +257,9 @@ def _report(ledger: Ledger, fewer: int, faces: int) -> DicomReport:
         left_out[reason] += count
     if not counts.volumes:
         told = ", ".join(f"{count} {reason.value}" for reason, count in left_out.items() if count) or "no file"
-        raise CohortError(Code.COHORT_IMPORT, f"the source holds no volume to import (files: {told})")
+        if Reason.NO_MODALITY in left_out:
+            told += "; where no modality is known, write series_rules and name their file with --site-config"
+        raise CohortError(Code.COHORT_IMPORT, f"the source holds no volume to import; files: {told}")
     rules = Counter[str]()
     for _, _, _, rule, count in found:
         rules[rule] += count

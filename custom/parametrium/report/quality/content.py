@@ -3,24 +3,19 @@
 import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from parametrium import __version__
-from parametrium.cohort.manifest import Cohort
-from parametrium.cohort.problem import Problem
-from parametrium.config import JobConfig
 from parametrium.report.quality.completeness import clinical_table
 from parametrium.report.quality.distribution import distributions
+from parametrium.report.quality.findings import KINDS, PLURALS, Findings
 from parametrium.report.quality.measure import Measured
-from parametrium.report.quality.pairs import Pair
 from parametrium.report.quality.reduced import read_viewer_file
-from parametrium.report.quality.survey import Surveyed
-from parametrium.report.quality.suspicion import FAR, MARGIN, MINIMUM_CLASS, MINIMUM_PEERS, Suspicion
+from parametrium.report.quality.rows import count_of, number, script_data
+from parametrium.report.quality.suspicion import FAR, MARGIN, MINIMUM_CLASS, MINIMUM_PEERS
 from parametrium.report.quality.use import objectives_table
-from parametrium.report.quality.words import meaning, shown
+from parametrium.report.quality.words import is_as_it_should_be, meaning, remedy, shown, unit
 from parametrium.report.tables import Table
 
 MOST_SUSPICIOUS = 36
@@ -29,59 +24,6 @@ SAMPLE = 6
 """Montages of other volumes, a modality."""
 MOST_MONTAGES = 96
 MOST_OVERLAYS = 24
-
-_MIDDLE = 4  # the median among the kept quantiles
-KINDS = {
-    "mislabelled": "name that does not fit",
-    "duplicate": "duplicate",
-    "outlier": "outlier",
-    "misaligned": "not aligned",
-}
-PLURALS = KINDS | {"mislabelled": "names that do not fit", "duplicate": "duplicates", "outlier": "outliers"}
-
-
-@dataclass(frozen=True)
-class Side:
-    """A table beside the cohort's: its columns and rows, and whether some of it could not be read."""
-
-    columns: tuple[str, ...] = ()
-    rows: tuple[Mapping[str, str], ...] = ()
-    unreadable: bool = False
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a check found, before it is put into words.
-
-    Attributes:
-        cohort: as its tables say.
-        surveyed: its volumes with usable headers, measured.
-        problems: what was left out.
-        suspicions: what looks wrong.
-        pairs: registered volumes, worst overlap first.
-        imported: the import's own problems.csv.
-        registration: the registration's own table.
-        job: whose modalities and clinical schema count; None for the vocabulary.
-    """
-
-    cohort: Cohort
-    surveyed: Sequence[Surveyed]
-    problems: list[Problem]
-    suspicions: list[Suspicion]
-    pairs: Sequence[Pair]
-    imported: Side = field(default_factory=Side)
-    registration: Side = field(default_factory=Side)
-    job: JobConfig | None = None
-
-    @cached_property
-    def measured(self) -> dict[int, Measured]:
-        """The volumes that could be measured, by place in the survey."""
-        return {n: item.found for n, item in enumerate(self.surveyed) if isinstance(item.found, Measured)}
-
-    @cached_property
-    def volumes(self) -> dict[str, int]:
-        """How many of them, by modality, in the order of their first appearance."""
-        return dict(Counter(self.surveyed[n].volume.modality for n in self.measured))
 
 
 def page_content(found: Findings, viewer: Path) -> dict[str, Any]:
@@ -95,7 +37,8 @@ def page_content(found: Findings, viewer: Path) -> dict[str, Any]:
     words = [f"{left} left out"] if left else []
     words += [f"{count} {PLURALS[kind] if count > 1 else KINDS[kind]}" for kind, count in suspected.items()]
     return {
-        "status": "; ".join(words) or "Nothing left out, nothing suspected",
+        "name": shown(found.name),
+        "status": "; ".join(words) or "Nothing suspected, nothing left out by this check",
         "clean": not words,
         "facts": _facts(found),
         "modalities": _modalities(found),
@@ -112,9 +55,10 @@ def page_content(found: Findings, viewer: Path) -> dict[str, Any]:
         "overlays": _overlays(found),
         "pairs": len(found.pairs),
         "objectives": objectives_table(found.surveyed),
+        "no_clinical": not any(patient.clinical for patient in found.cohort.patients),
         "clinical": clinical_table(found.cohort.patients, found.job),
         "footer": f"Written by parametrium {__version__}.",
-        "data": _data(found),
+        "data": script_data(found),
     }
 
 
@@ -123,14 +67,23 @@ def _facts(found: Findings) -> list[tuple[str, str]]:
     by_patient = Counter(len(names) for names in _modalities_of(found).values())
     several = ", ".join(f"{count} with {n}" for n, count in sorted(by_patient.items()))
     days = [volume.day for volume in usable]
-    return [
+    facts = [
         ("Patients", str(len(_modalities_of(found)))),
         ("Studies", str(len({(v.patient, v.study) for v in usable}))),
         ("Volumes", str(len(usable))),
-        ("Modalities of a patient", several or "none"),
-        ("Days", f"{min(days)} to {max(days)}" if days else "none"),
-        ("Modalities", "those of the job" if found.job else "those of the vocabulary; --job takes a job's"),
+        ("Patients by number of modalities", several or "none"),
+        ("Days since a patient's first study", f"{min(days)} to {max(days)}" if days else "none"),
+        ("Compared with", "the job's modalities and clinical schema" if found.job else "no job: check with --job"),
     ]
+    if found.imported.rows:
+        facts.append(("Left out by the import before", _left_before(found.imported.rows)))
+    return facts
+
+
+def _left_before(rows: Sequence[Mapping[str, str]]) -> str:
+    count = sum(count_of(row) for row in rows)
+    worth = sum(count_of(row) for row in rows if not is_as_it_should_be(row.get("reason", "")))
+    return f"{count:,} files, {worth:,} of them worth a look"
 
 
 def _modalities_of(found: Findings) -> dict[str, set[str]]:
@@ -150,14 +103,14 @@ def _by_modality(found: Findings) -> dict[str, list[Measured]]:
 def _modalities(found: Findings) -> Table:
     """One row a modality."""
     left = Counter(problem.modality for problem in found.problems)
-    odd = Counter(found.surveyed[n].volume.modality for n in {s.volume for s in found.suspicions})
+    odd = Counter(found.surveyed[n].volume.modality for n in found.flags)
     rows = []
     for name in sorted({*found.volumes, *(m for m in left if m)}):
         own = [found.surveyed[n].volume for n in found.measured if found.surveyed[n].volume.modality == name]
         patients, studies = {v.patient for v in own}, {(v.patient, v.study) for v in own}
         numbers = (len(patients), len(studies), len(own), left[name], odd[name])
         rows.append([shown(name), *map(str, numbers)])
-    header = ["modality", "patients", "studies", "volumes", "left out", "suspected"]
+    header = ["modality", "patients", "studies", "volumes", "left out", "to look at"]
     return Table("By modality", header, rows[:100], numeric=(1, 2, 3, 4, 5))
 
 
@@ -165,26 +118,17 @@ def _reasons(found: Findings) -> Table:
     """Counts by who left it out and why."""
     counts = Counter(("this check", problem.reason.value) for problem in found.problems)
     for row in found.imported.rows:
-        counts["the import", shown(row.get("reason", ""))] += _count(row)
-    rows = [[who, reason.replace("_", " "), meaning(reason), str(n)] for (who, reason), n in sorted(counts.items())]
-    note = "What the import left out is told once more here; it does not count as a finding of this check."
-    header = ["left out by", "reason", "meaning", "number"]
-    return Table("Left out, by reason", header, rows[:100], note if found.imported.rows else "", numeric=(3,))
-
-
-def _count(row: Mapping[str, str]) -> int:
-    try:
-        return max(1, min(int(row.get("count", "1") or 1), 10**9))
-    except ValueError:
-        return 1
+        counts["the import", shown(row.get("reason", ""))] += count_of(row)
+    ordered = sorted(counts.items(), key=lambda item: (is_as_it_should_be(item[0][1]), item[0]))
+    rows = [[who, r.replace("_", " "), meaning(r), remedy(r), str(n)] for (who, r), n in ordered]
+    note = "Of the import, these are files; they are told once more here and do not count as findings of this check."
+    header = ["left out by", "reason", "meaning", "what to do", "number"]
+    return Table("Left out, by reason", header, rows[:100], note if found.imported.rows else "", numeric=(4,))
 
 
 def _montages(found: Findings, viewer: Path) -> list[dict[str, str]]:
     """The suspicious volumes first, then a sample of each modality, evenly over the table."""
-    why: dict[int, str] = {}
-    for suspicion in found.suspicions:
-        for n in (suspicion.volume, *suspicion.others):
-            why.setdefault(n, KINDS[suspicion.kind])
+    why = {n: flags[0] for n, flags in found.flags.items()}
     chosen = list(why)[:MOST_SUSPICIOUS]
     for name in sorted(found.volumes):
         own = [n for n in found.measured if found.surveyed[n].volume.modality == name and n not in why]
@@ -192,10 +136,11 @@ def _montages(found: Findings, viewer: Path) -> list[dict[str, str]]:
     montages = []
     for n in chosen[:MOST_MONTAGES]:
         try:
-            _, picture = read_viewer_file(viewer / f"{found.surveyed[n].key}.js")
+            reduced, picture = read_viewer_file(viewer / f"{found.surveyed[n].key}.js")
         except (OSError, ValueError):
             continue
-        montages.append({**_named(found, n), "why": why.get(n, ""), "uri": _uri(picture)})
+        window = f"{number(reduced.window[0])} to {number(reduced.window[1])} {unit(found.surveyed[n].volume.modality)}"
+        montages.append({**found.named(n), "why": why.get(n, ""), "window": window.strip(), "uri": _uri(picture)})
     return montages
 
 
@@ -207,7 +152,7 @@ def _overlays(found: Findings) -> list[dict[str, str]]:
     chosen = worst + [rest[i * len(rest) // least] for i in range(least)]
     return [
         {
-            **_named(found, pair.other),
+            **found.named(pair.other),
             "on": shown(found.surveyed[pair.anchor].volume.modality),
             "overlap": f"{pair.overlap:.2f}",
             "uri": _uri(pair.picture),
@@ -216,117 +161,5 @@ def _overlays(found: Findings) -> list[dict[str, str]]:
     ]
 
 
-def _named(found: Findings, n: int) -> dict[str, str]:
-    volume = found.surveyed[n].volume
-    names = {"patient": volume.patient, "study": volume.study, "modality": volume.modality}
-    return {"n": str(n), **{key: shown(text) for key, text in names.items()}}
-
-
 def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _data(found: Findings) -> dict[str, Any]:
-    """The long tables, which the script pages through, and the files of the viewer, by place in the survey."""
-    flags: dict[int, list[str]] = {}
-    for suspicion in found.suspicions:
-        for n in (suspicion.volume, *suspicion.others):
-            flags.setdefault(n, []).append(KINDS[suspicion.kind])
-    return {
-        "keys": {str(n): found.surveyed[n].key for n in found.measured},
-        "names": {str(n): " \N{MIDDLE DOT} ".join(list(_named(found, n).values())[1:]) for n in found.measured},
-        "tables": {
-            "suspicions": _suspicion_rows(found),
-            "left": _left_rows(found),
-            "overlaps": _overlap_rows(found),
-            "registration": _side_rows(found.registration),
-            "volumes": _volume_rows(found, flags),
-        },
-    }
-
-
-def _long(
-    header: list[str], numeric: Sequence[int], rows: list[list[str]], volumes: Sequence[int | None]
-) -> dict[str, Any]:
-    return {"header": header, "numeric": list(numeric), "rows": rows, "volumes": list(volumes)}
-
-
-def _suspicion_rows(found: Findings) -> dict[str, Any]:
-    rows, volumes = [], []
-    for s in found.suspicions:
-        names = [_named(found, n) for n in (s.volume, *s.others)]
-        others = "; ".join(f"{o['patient']} {o['study']} {o['modality']}" for o in names[1:6])
-        others += f"; and {len(names) - 6} more" if len(names) > 6 else ""
-        first = names[0]
-        rows.append([KINDS[s.kind], first["patient"], first["study"], first["modality"], s.text, others])
-        volumes.append(s.volume)
-    return _long(["what", "patient", "study", "modality", "why", "with"], (), rows, volumes)
-
-
-def _left_rows(found: Findings) -> dict[str, Any]:
-    rows = [
-        ["this check", shown(p.patient), shown(p.modality), p.reason.value.replace("_", " "), "", "1"]
-        for p in found.problems
-    ]
-    rows += [
-        [
-            "the import",
-            *(shown(row.get(name, "")) for name in ("patient", "modality")),
-            shown(row.get("reason", "")).replace("_", " "),
-            shown(row.get("rule", "")),
-            str(_count(row)),
-        ]
-        for row in found.imported.rows
-    ]
-    return _long(["left out by", "patient", "modality", "reason", "rule", "number"], (5,), rows, [None] * len(rows))
-
-
-def _overlap_rows(found: Findings) -> dict[str, Any]:
-    rows = []
-    for pair in found.pairs:
-        anchor, other = _named(found, pair.anchor), _named(found, pair.other)
-        overlap = "no common place" if pair.overlap is None else f"{pair.overlap:.3f}"
-        frame = shown(found.surveyed[pair.anchor].volume.frame)
-        rows.append([anchor["patient"], frame, anchor["modality"], other["modality"], overlap])
-    header = ["patient", "frame", "first", "laid on it", "overlap of the bodies"]
-    return _long(header, (4,), rows, [pair.other for pair in found.pairs])
-
-
-def _side_rows(side: Side) -> dict[str, Any]:
-    rows = [[shown(row.get(name, "")) for name in side.columns] for row in side.rows]
-    words = ("before", "after", "_mm", "_deg")
-    numeric = [n for n, name in enumerate(side.columns) if name.endswith(words)]
-    return _long([shown(name).replace("_", " ") for name in side.columns], numeric, rows, [None] * len(rows))
-
-
-def _volume_rows(found: Findings, flags: Mapping[int, list[str]]) -> dict[str, Any]:
-    rows = []
-    for n, m in found.measured.items():
-        volume = found.surveyed[n].volume
-        rows.append(
-            [
-                shown(volume.patient),
-                shown(volume.study),
-                str(volume.day),
-                shown(volume.modality),
-                ", ".join(dict.fromkeys(flags.get(n, ()))),
-                shown(volume.frame),
-                _times(m.shape, "d"),
-                _times(m.spacing_mm, ".2f"),
-                _times(m.extent_mm, ".0f"),
-                _number(m.body[_MIDDLE]),
-                f"{_number(m.body[0])} to {_number(m.body[-1])}",
-                f"{m.body_litres:.1f}",
-            ]
-        )
-    header = ["patient", "study", "day", "modality", "look at", "frame", "voxels", "voxel mm", "extent mm"]
-    header += ["median", "range in body", "litres"]
-    return _long(header, (2, 6, 7, 8, 9, 10, 11), rows, list(found.measured))
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-def _times(numbers: Sequence[float], form: str) -> str:
-    return " \N{MULTIPLICATION SIGN} ".join(format(number, form) for number in numbers)

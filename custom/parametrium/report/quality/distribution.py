@@ -93,9 +93,9 @@ def _intensities(modality: str, histograms: NDArray[np.float64]) -> Distribution
     line, top, under = (
         [f"{x(float(a))},{y(float(v))}" for a, v in zip(at, row, strict=True)] for row in (middle, upper, lower)
     )
-    curve = Curve("median volume", COLOURS[0], "", " ".join(line))
+    curve = Curve("median of the volumes", COLOURS[0], "", " ".join(line))
     band = " ".join([*top, *reversed(under)])
-    return Distribution(f"{modality}: intensity in the body", unit, "% of voxels", x.ticks, y.ticks, [curve], band)
+    return Distribution(f"{modality}: intensity in the body", unit, "% of the body", x.ticks, y.ticks, [curve], band)
 
 
 class _Axis:

@@ -25,7 +25,8 @@ from parametrium.cohort.table import read_table
 from parametrium.config import VOCABULARY, JobConfig
 from parametrium.errors import Code, CohortError, DataError
 from parametrium.report.quality.completeness import outside_schema
-from parametrium.report.quality.content import Findings, Side, page_content
+from parametrium.report.quality.content import page_content
+from parametrium.report.quality.findings import KINDS, Findings, Side
 from parametrium.report.quality.pairs import registered_pairs
 from parametrium.report.quality.survey import VIEWER, Progress, survey, sweep, write_private
 from parametrium.report.quality.suspicion import Suspicion, misaligned, suspicions
@@ -49,6 +50,7 @@ class Quality:
         problems: what was left out by this check; what an import left out before is only on the page.
         suspicions: what looks wrong.
         clinical: cells outside the job's schema.
+        looks: the suspicions in words, by pseudonym, for the site's own terminal.
     """
 
     page: Path
@@ -58,6 +60,7 @@ class Quality:
     problems: tuple[Problem, ...]
     suspicions: tuple[Suspicion, ...]
     clinical: int
+    looks: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -107,6 +110,7 @@ def check_cohort(
         imported=_side_table(cohort / "problems.csv", ("reason",)),
         registration=_side_table(cohort / "registration.csv", ("patient",)),
         job=job,
+        name=cohort.absolute().name,
     )
     try:
         page = _write(folder, page_content(findings, folder / VIEWER))
@@ -124,7 +128,13 @@ def check_cohort(
         problems=tuple(findings.problems),
         suspicions=tuple(findings.suspicions),
         clinical=outside_schema(told.patients, job),
+        looks=tuple(_look(findings, suspicion) for suspicion in findings.suspicions),
     )
+
+
+def _look(found: Findings, suspicion: Suspicion) -> str:
+    own = found.named(suspicion.volume)
+    return f"{own['patient']} {own['study']} {own['modality']}: {KINDS[suspicion.kind]}; {suspicion.text}"
 
 
 def _side_table(path: Path, required: tuple[str, ...]) -> Side:

@@ -138,9 +138,9 @@
 
   const dialog = document.getElementById("viewer"), canvas = document.getElementById("viewer-canvas");
   const title = document.getElementById("viewer-title"), text = document.getElementById("viewer-text");
-  const picture = document.getElementById("viewer-picture"), body = document.getElementById("viewer-body");
+  const note = document.getElementById("viewer-note"), picture = document.getElementById("viewer-picture"), body = document.getElementById("viewer-body");
   const arrived = new Map();
-  let viewer = null, turn = 0;
+  let viewer = null, turn = 0, unit = "";
 
   window.parametriumVolume = (key, image, mask, png, low, high) => arrived.set(key, { image, mask, png, low, high });
 
@@ -153,13 +153,13 @@
     if (!document.createElement("canvas").getContext("webgl2")) throw new Error("webgl");
     await load("niivue.js");
     const made = new window.niivue.Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [1, 0.69, 0, 0.8], crosshairWidth: 0.6, isRadiologicalConvention: true,
+      backColor: [0, 0, 0, 1], crosshairColor: [1, 0.69, 0, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent", showAllOrientationMarkers: true, fontColor: [1, 1, 1, 1], isRadiologicalConvention: true,
       sagittalNoseLeft: true, dragAndDropEnabled: false, isColorbar: false, show3Dcrosshair: true, multiplanarLayout: 2, multiplanarShowRender: 1, logLevel: "error",
     });
     await made.attachToCanvas(canvas);
     made.onLocationChange = (place) => {
       const at = place.mm.slice(0, 3).map((mm) => mm.toFixed(0)), value = place.values[0].value;
-      text.textContent = `right ${at[0]}, front ${at[1]}, up ${at[2]} mm: ${Number(value.toPrecision(4))}`;
+      text.textContent = `right ${at[0]}, front ${at[1]}, up ${at[2]} mm: ${Number(value.toPrecision(4))} ${unit}`;
     };
     viewer = made;
   }
@@ -198,12 +198,17 @@
     viewer.volumes[1].cal_max = 2;
     showBody();
     viewer.updateGLVolume();
+    const edges = [...viewer.volumes[0].pixDims].slice(1, 4).map((mm) => mm.toFixed(1)).join(" \u00d7 ");
+    const levels = [found.low, found.high].map((level) => Number(level.toPrecision(3))).join(" to ");
+    note.textContent = `A coarse copy, in voxels of ${edges} mm: the volume itself is not changed. Black to white: ${levels} ${unit}`;
   }
 
   async function open(volume) {
     turn += 1;
     const mine = turn;
     title.textContent = data.names[volume];
+    unit = data.units[volume];
+    note.textContent = "";
     text.textContent = "Loading ...";
     dialog.dataset.state = "loading";
     picture.hidden = true;

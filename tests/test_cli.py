@@ -450,8 +450,11 @@ def test_a_source_that_nothing_recognises_is_told_what_helps(
     assert not (tmp_path / "cohort").exists()
 
 
-def test_an_interrupted_import_says_how_to_go_on(run: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_importer", lambda _form: lambda *_, **__: interrupt())
+@pytest.mark.parametrize("place", ["parametrium.cli.source.form_of", "parametrium.cli.importing._importer"])
+def test_an_interrupted_import_says_how_to_go_on(
+    run: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(place, lambda *_: interrupt())
     ended = run("cohort", "import", write_source(tmp_path / "source", 1, 0), tmp_path / "cohort", "--json")
     assert (ended.code, ended.out) == (130, "")
     assert ended.err.startswith("interrupted; ")

@@ -122,9 +122,9 @@ def cohort_import(
         raise ConfigError(
             Code.CONFIG_INVALID_VALUE, "--register-again and --no-register contradict each other; drop one"
         )
-    form = form or form_of(source)
-    _require_fitting(form, told)
     try:
+        form = form or form_of(source)
+        _require_fitting(form, told)
         if form == "dicom":
             report = _import_dicom(source, cohort, rules, defacing, drop or [], told, secret=secret, jobs=jobs)
         else:

@@ -44,7 +44,7 @@ class SeriesRule(Strict):
         try:
             regex.compile(value, regex.IGNORECASE)
         except regex.error as error:
-            raise ValueError(f"not a regular expression ({error.msg})") from None
+            raise ValueError(f"not a regular expression ({error})") from None
         return value
 
 

@@ -45,7 +45,6 @@ class Reason(Enum):
     NO_GEOMETRY = "no_geometry"
     MISSING_SLICES = "missing_slices"
     IRREGULAR_SLICES = "irregular_slices"
-    GANTRY_TILT = "gantry_tilt"
     TIME_SERIES = "time_series"
     UNDECODABLE = "undecodable"
     UNKNOWN_UNIT = "unknown_unit"

@@ -4,8 +4,10 @@ import os
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from parametrium.cohort.dicom.index import Index, left_out
+from parametrium.cohort.dicom.index import ENDED, Index, left_out
 from parametrium.cohort.dicom.keys import Keys, read_keys
 from parametrium.cohort.dicom.quiet import quiet
 from parametrium.cohort.dicom.store import private_store
@@ -68,6 +70,33 @@ def test_files_are_grouped_whatever_their_folders(tmp_path: Path) -> None:
         assert series.pixel_bytes == series.files * 7 * 6 * 2
         for path in look.paths[series.uid]:
             assert pydicom.dcmread(path).SeriesInstanceUID == series.uid
+
+
+class Killed(Workers):
+    """Kills the process that is given a certain file, whatever else it was given with it."""
+
+    def _give(self, index: int, function: Callable[..., Any], task: tuple[Any, ...]) -> None:
+        for worker in self._idle:  # a fresh process takes long to start: it is dead before it reads
+            worker.end()
+        super()._give(index, function, task)
+        if any(path.name == "deadly" for path in task[0]):
+            self._busy[-1].process.kill()
+
+
+def test_a_file_that_kills_its_process_takes_no_other_with_it_and_is_tried_again(tmp_path: Path) -> None:
+    source = _source(tmp_path / "source")
+    alone = Look(source, tmp_path / "other-secret").series
+    (source / "deadly").write_bytes(b"\0" * 128 + b"DICM")
+    with private_store(tmp_path / "secret") as store, Killed(1) as workers:
+        index = Index(store, source)
+        index.update(workers, lambda done, total: None)
+        found = list(index.series())
+        lost = list(left_out(store, index.number, patient_folders=False))
+    assert [(s.uid, s.files) for s in found] == [(s.uid, s.files) for s in alone]
+    assert lost == [(Reason.FAILED, ENDED, 1)]
+    again = Look(source, tmp_path / "secret")
+    assert again.read == 1
+    assert (Reason.FAILED, ENDED) not in again.left_out
 
 
 def test_a_second_run_reads_only_what_is_new_or_changed(tmp_path: Path) -> None:

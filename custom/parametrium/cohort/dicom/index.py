@@ -21,6 +21,9 @@ from parametrium.cohort.workers import Lost, Workers
 Kind = Literal["image", "structures", "segmentation"]
 Progress = Callable[[int, int], None]
 
+ENDED = "process ended"
+"""The rule of what was lost with the process that worked on it; the next run tries it again."""
+
 READER = 1
 """Raised whenever ``read_keys`` would say something else of the same file."""
 
@@ -40,7 +43,7 @@ ON CONFLICT (source, path) DO UPDATE SET
     walk = excluded.walk, size = excluded.size, changed = excluded.changed
 """
 _KEEP = """
-UPDATE files SET state = ?, patient = ?, study = ?, series = ?, instance = ?, sop_class = ?, modality = ?,
+UPDATE files SET state = ?, rule = ?, patient = ?, study = ?, series = ?, instance = ?, sop_class = ?, modality = ?,
     study_date = ?, number = ?, pixel_bytes = ? WHERE id = ?
 """
 _READ = """
@@ -141,6 +144,9 @@ class Index:
                 "UPDATE files SET state = 'found' WHERE source = (SELECT id FROM sources WHERE id = ? AND reader <> ?)",
                 (self.number, READER),
             )
+            self._store.execute(
+                "UPDATE files SET state = 'found', rule = '' WHERE source = ? AND rule = ?", (self.number, ENDED)
+            )
             self._store.execute("UPDATE sources SET walk = walk + 1, reader = ? WHERE id = ?", (READER, self.number))
         (walked,) = self._one("SELECT walk FROM sources WHERE id = ?")
         for found in _batches(walk(self._source), _FOUND_AT_ONCE):
@@ -150,8 +156,23 @@ class Index:
             self._store.execute("DELETE FROM files WHERE source = ? AND walk <> ?", (self.number, walked))
 
     def _read(self, workers: Workers) -> Iterator[list[tuple[object, ...]]]:
-        """Rows for ``_KEEP``, a chunk of files at a time."""
-        chunks = self._waiting()
+        """Rows for ``_KEEP``, a chunk of files at a time; files whose chunk was lost once more, each by itself."""
+        lost: list[tuple[int, bytes]] = []
+        for chunk, outcome in self._chunks(workers, self._waiting()):
+            if isinstance(outcome, Lost):
+                lost += chunk
+            else:
+                yield [_keys_row(number, keys) for (number, _), keys in zip(chunk, outcome, strict=True)]
+        for ((number, _),), outcome in self._chunks(workers, ([file] for file in lost)):
+            if isinstance(outcome, Lost):
+                yield [_keys_row(number, Reason.FAILED, ENDED)]
+            else:
+                yield [_keys_row(number, outcome[0])]
+
+    def _chunks(
+        self, workers: Workers, chunks: Iterable[list[tuple[int, bytes]]]
+    ) -> Iterator[tuple[list[tuple[int, bytes]], "list[Keys | Reason] | Lost"]]:
+        """Each chunk with what was read of it."""
         sent: list[list[tuple[int, bytes]]] = []
 
         def tasks() -> Iterator[tuple[list[Path]]]:
@@ -160,9 +181,7 @@ class Index:
                 yield ([self._source / os.fsdecode(path) for _, path in chunk],)
 
         for outcome in workers.in_order(read_chunk, tasks()):
-            chunk = sent.pop(0)
-            results = [Reason.UNREADABLE] * len(chunk) if isinstance(outcome, Lost) else outcome
-            yield [_keys_row(number, keys) for (number, _), keys in zip(chunk, results, strict=True)]
+            yield sent.pop(0), outcome
 
     def _waiting(self) -> Iterator[list[tuple[int, bytes]]]:
         """Numbers and paths of files whose keys are unread. By pages, as rows change while they are handed out."""
@@ -223,12 +242,12 @@ def _found_row(source: int, walked: int, file: Found) -> tuple[object, ...]:
     return source, walked, file.path, file.size, file.changed, state, file.rule
 
 
-def _keys_row(number: int, keys: Keys | Reason) -> tuple[object, ...]:
+def _keys_row(number: int, keys: Keys | Reason, rule: str = "") -> tuple[object, ...]:
     if isinstance(keys, Reason):
-        return keys.value, *(None,) * 9, number
+        return keys.value, rule, *(None,) * 9, number
     day = keys.study_date.isoformat() if keys.study_date else ""
     identity = (keys.patient, keys.study, keys.series, keys.instance, keys.sop_class, keys.modality)
-    return "read", *identity, day, keys.number, keys.pixel_bytes, number
+    return "read", rule, *identity, day, keys.number, keys.pixel_bytes, number
 
 
 def _kind(sop_class: str) -> Kind:

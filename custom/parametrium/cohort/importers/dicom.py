@@ -20,9 +20,9 @@ from parametrium.cohort.defacing.hook import Hook, hook_of
 from parametrium.cohort.deidentify import remember, site_secret
 from parametrium.cohort.dicom.choice import choose
 from parametrium.cohort.dicom.facts import Choice, Facts, LeftOut
-from parametrium.cohort.dicom.index import Index, Kind, Progress, Series
+from parametrium.cohort.dicom.index import ENDED, Index, Kind, Progress, Series
 from parametrium.cohort.dicom.store import private_store
-from parametrium.cohort.dicom.walk import ARCHIVE, LINK
+from parametrium.cohort.dicom.walk import ARCHIVE, FOLDER, LINK
 from parametrium.cohort.importers.conversion import convert, put
 from parametrium.cohort.importers.defaced import not_defaced, require_defacing
 from parametrium.cohort.importers.dicom_tables import Counts, count_cohort, keep_cells, problems, write_tables
@@ -37,9 +37,6 @@ from parametrium.errors import Code, CohortError
 
 CONVERSION = 2
 """Raised whenever the same files would give other volumes, masks or reasons: a cohort is then converted anew."""
-
-ENDED = "process ended"
-"""The rule of what was lost with its process; the next run tries it again."""
 
 _LAST_DAY = "9999-12-31"  # studies without a date come last
 _COMPRESSED = 0.8  # of a volume's size at the most, for the estimate of space
@@ -279,8 +276,13 @@ def _warnings(counts: Counts, rules: Mapping[str, int], fewer: int, faces: int) 
         yield f"{rules[ARCHIVE]} archives (zip and the like) were not opened; unpack them and import again"
     if rules.get(LINK):
         yield f"{rules[LINK]} links lead out of the source and were not followed; import what they lead to by itself"
+    if rules.get(FOLDER):
+        yield f"{rules[FOLDER]} folders were not looked into, since there is no right to read them; grant it"
     if rules.get(ENDED):
-        yield f"{rules[ENDED]} files were lost with a process that was killed, mostly for lack of memory; lower --jobs"
+        yield (
+            f"{rules[ENDED]} files were lost with a process that was killed, mostly for lack of memory, or took too "
+            "long; lower --jobs, and give the command again"
+        )
     if fewer:
         yield f"{fewer} series have fewer files than when they were imported; their volumes were kept as they are"
     if faces:

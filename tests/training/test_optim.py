@@ -12,7 +12,7 @@ from torch import nn
 
 from parametrium.config import JobConfig, OptimiserConfig
 from parametrium.objectives.registry import build_model
-from parametrium.training.optim import build_optimiser, learning_rate, parameter_groups
+from parametrium.training.optim import build_optimiser, learning_rate, parameter_groups, set_learning_rate
 
 KINDS = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive"]
 
@@ -95,6 +95,21 @@ def test_beyond_the_end_of_the_run_the_rate_stays_at_the_final_fraction(
     if total * (1 - config.warmup_fraction) >= 1:
         expected = config.learning_rate * config.final_fraction
         assert learning_rate(total + more, total, config) == pytest.approx(expected, abs=1e-15)
+
+
+def test_templates_learn_ten_times_as_fast_and_do_not_decay(make_job: Callable[..., JobConfig]) -> None:
+    model = build_model(make_job(objectives=[{"kind": "template_reconstruction"}]))
+    optimiser = build_optimiser(model, OptimiserConfig(weight_decay=0.5))
+    images = {id(p) for name, p in model.named_parameters() if name.endswith(".values")}
+    assert len(images) == 3
+    set_learning_rate(optimiser, 0.25)
+    listed = [id(p) for group in optimiser.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters())
+    for group in optimiser.param_groups:
+        own = {id(p) for p in group["params"]}
+        assert group["lr"] == (2.5 if own == images else 0.25)
+        assert own == images or not own & images
+        assert group["weight_decay"] == 0 or not own & images
 
 
 def test_without_warm_up_the_first_step_is_the_peak() -> None:

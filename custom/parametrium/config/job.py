@@ -1,5 +1,6 @@
 """What a job may say: the same for every site, and without any path."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -24,6 +25,11 @@ class WindowRule(Strict):
     scale: Positive
     """Divided by after centring."""
 
+    @property
+    def bound(self) -> float:
+        """Largest magnitude of a prepared intensity."""
+        return max(abs(self.lower - self.centre), abs(self.upper - self.centre)) / self.scale
+
 
 class LogRule(Strict):
     """Clip to [0, upper], then (log(1 + value) - centre) / scale. For uptake: SUV body weight."""
@@ -36,6 +42,11 @@ class LogRule(Strict):
     scale: Positive = 0.6
     """Divided by after centring."""
 
+    @property
+    def bound(self) -> float:
+        """Largest magnitude of a prepared intensity."""
+        return max(abs(self.centre), abs(math.log1p(self.upper) - self.centre)) / self.scale
+
 
 class ForegroundRule(Strict):
     """Clip to foreground percentiles, then z-score in the foreground, then clip to +-limit. For MR and CBCT."""
@@ -45,6 +56,11 @@ class ForegroundRule(Strict):
     """Lower and upper percentile of the foreground (METHODS 8.1)."""
     limit: Positive = 5.0
     """Bound of the z-score."""
+
+    @property
+    def bound(self) -> float:
+        """Largest magnitude of a prepared intensity."""
+        return self.limit
 
 
 IntensityRule = Annotated[WindowRule | LogRule | ForegroundRule, Field(discriminator="kind")]
@@ -76,6 +92,9 @@ class ModelConfig(Strict):
     """Channels of the reconstruction decoders; None keeps the preset's."""
     decoder_depth: Count | None = None
     """Blocks of the reconstruction decoders; None keeps the preset's."""
+    template: Extent = (24, 24, 24)
+    """Voxels of each modality's template along right, anterior, superior, over the box of the body; templates are made
+    where an objective fills from them."""
 
 
 FIGO_LEVELS = ("I", "IB", "IIA", "IIB", "III", "IV")

@@ -18,6 +18,7 @@ from parametrium.model.modality import ByModality, Token
 from parametrium.model.patch_embed import gather, padded, patch_grid, patchify
 from parametrium.model.position import Spacing, grid_positions, position_code
 from parametrium.model.presets import Architecture
+from parametrium.model.template import Templates
 from parametrium.model.windows import Windows, windows_of
 
 VARIANCE_FLOOR = 1e-6
@@ -67,16 +68,18 @@ class Encoder(nn.Module):
     Args:
         modalities: the job's modalities, in order.
         shape: sizes.
+        templates: one a modality, where an objective fills from them; tasks that lack a modality can take its template.
 
     Attributes:
         activation_checkpointing: whether training keeps only the blocks' inputs and computes the rest again in the
             backward pass: less memory, more time, the same gradients.
     """
 
-    def __init__(self, modalities: Sequence[str], shape: Architecture) -> None:
+    def __init__(self, modalities: Sequence[str], shape: Architecture, templates: Templates | None = None) -> None:
         super().__init__()
         self.shape = shape
         self.modalities = tuple(modalities)
+        self.templates = templates
         self.activation_checkpointing = False
         voxels = shape.patch**3
         self.patch_embed = ByModality("embed", modalities, [nn.Linear(voxels, shape.width) for _ in modalities])
@@ -109,6 +112,19 @@ class Encoder(nn.Module):
             [B, K, C] tokens with modality and position.
         """
         tokens = self.modality_token(self.patch_embed(patches, modality), modality)
+        return tokens + position_code(positions_mm, self.shape.width).to(tokens.dtype)  # type: ignore[no-any-return]
+
+    def embed_template(self, patches: Tensor, modality: Tensor, positions_mm: Tensor) -> Tensor:
+        """Patches of templates to tokens: as ``embed``, but with the template's token in place of the modality's.
+
+        Only so does the network know what it is told by a patient and what by a template (METHODS 8.3).
+
+        Raises:
+            ValueError: the encoder has no templates.
+        """
+        if self.templates is None:
+            raise ValueError("this encoder was made without templates")
+        tokens = self.templates(self.patch_embed(patches, modality), modality)
         return tokens + position_code(positions_mm, self.shape.width).to(tokens.dtype)  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tensor, windows: Windows | None = None) -> Encoded:

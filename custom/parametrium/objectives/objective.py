@@ -53,6 +53,8 @@ class Objective(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    fills_from_templates: ClassVar[bool] = False
+    """Whether the encoder must have templates."""
 
     @abstractmethod
     def request(self, patients: int, volumes: int) -> CropRequest:

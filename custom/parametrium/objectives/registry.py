@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from parametrium.config import JobConfig
 from parametrium.model.encoder import Encoder
 from parametrium.model.presets import architecture
+from parametrium.model.template import Templates
 from parametrium.objectives.contrastive import SoftContrastive
 from parametrium.objectives.objective import Objective
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
@@ -28,7 +29,7 @@ class PretrainingModel(nn.Module):
     def __init__(self, job: JobConfig) -> None:
         super().__init__()
         shape = architecture(job.model)
-        self.encoder = Encoder(job.modalities, shape)
+        self.encoder = Encoder(job.modalities, shape, _templates(job, shape.width))
         self.objectives = nn.ModuleDict(
             {config.kind: OBJECTIVES[config.kind](config, job, shape) for config in job.objectives},
         )
@@ -36,6 +37,13 @@ class PretrainingModel(nn.Module):
     def objective(self, kind: str) -> Objective:
         """The objective of that kind."""
         return cast(Objective, self.objectives[kind])
+
+
+def _templates(job: JobConfig, width: int) -> Templates | None:
+    if not any(OBJECTIVES[config.kind].fills_from_templates for config in job.objectives):
+        return None
+    limits = {modality: rule.bound for modality, rule in job.preparation.intensity.items()}
+    return Templates(job.modalities, job.model.template, width, limits)
 
 
 def build_model(job: JobConfig) -> PretrainingModel:

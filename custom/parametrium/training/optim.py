@@ -7,6 +7,10 @@ import torch
 from torch import nn
 
 from parametrium.config import OptimiserConfig
+from parametrium.model.template import Template
+
+TEMPLATE_RATE = 10.0
+"""Learning rate of templates over that of everything else (METHODS 8.4): a voxel is trained by a few crops only."""
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, object]]:
@@ -23,9 +27,25 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
 
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters; one without a gradient in a step is not moved, nor decayed, by that step."""
-    groups = parameter_groups(model.named_parameters(), config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    """AdamW over all parameters; one without a gradient in a step is not moved, nor decayed, by that step.
+
+    Each group has a ``factor`` of the learning rate, see ``set_learning_rate``; templates have a group of their own.
+    """
+    templates = [module.values for module in model.modules() if isinstance(module, Template)]
+    apart = {id(values) for values in templates}
+    others = ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in apart)
+    groups = [group | {"factor": 1.0} for group in parameter_groups(others, config.weight_decay)]
+    if templates:
+        groups.append({"params": templates, "weight_decay": 0.0, "factor": TEMPLATE_RATE})
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    set_learning_rate(optimiser, config.learning_rate)
+    return optimiser
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Gives every group the rate times its factor."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 def learning_rate(step: int, total_steps: int, config: OptimiserConfig) -> float:

@@ -14,7 +14,7 @@ from parametrium.model.modality import Owner, tensor_owners
 from parametrium.objectives.objective import Outcome
 from parametrium.objectives.registry import PretrainingModel, build_model
 from parametrium.objectives.schedule import objectives_at, weight_at
-from parametrium.training.optim import build_optimiser, learning_rate
+from parametrium.training.optim import build_optimiser, learning_rate, set_learning_rate
 
 
 @dataclass
@@ -101,8 +101,7 @@ def train_step(state: TrainState, batches: Batches, job: JobConfig, site: str) -
         report.gradient_norm = float(norm)
         if not torch.isfinite(norm):
             raise _not_finite(f"the gradient of {' + '.join(report.losses)}", state.step)
-        for group in state.optimiser.param_groups:
-            group["lr"] = learning_rate(state.step, job.total_steps, job.optimiser)
+        set_learning_rate(state.optimiser, learning_rate(state.step, job.total_steps, job.optimiser))
         state.optimiser.step()
     state.step += 1
     return report

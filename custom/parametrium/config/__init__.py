@@ -28,7 +28,9 @@ from parametrium.config.objectives import (
     MaskedReconstructionConfig,
     ObjectiveConfig,
     ObjectiveKind,
+    ReconstructionConfig,
     SoftContrastiveConfig,
+    TemplateReconstructionConfig,
 )
 from parametrium.config.reading import job_schema, load_job, load_site, parse_job, site_schema
 from parametrium.config.site import DefacingConfig, PolicyConfig, SeriesRule, SiteConfig
@@ -63,9 +65,11 @@ __all__ = [
     "PolicyConfig",
     "Positive",
     "PreparationConfig",
+    "ReconstructionConfig",
     "SeriesRule",
     "SiteConfig",
     "SoftContrastiveConfig",
+    "TemplateReconstructionConfig",
     "WindowRule",
     "job_schema",
     "load_job",

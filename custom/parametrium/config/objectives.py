@@ -18,28 +18,36 @@ class _Objective(Strict):
     """cyclic schedule: mini-batches of this objective in each cycle."""
 
 
-class MaskedReconstructionConfig(_Objective):
-    """Masked reconstruction with true token drop (METHODS 8.3, L_mae)."""
+class ReconstructionConfig(_Objective):
+    """What the reconstructions have in common."""
 
-    kind: Literal["masked_reconstruction"] = "masked_reconstruction"
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """Share of the patches that the encoder does not see."""
+    """Share of the patches that the encoder does not see, or that are filled, and that are reconstructed."""
     mask_unit: Literal[1, 2] = 1
     """Edge, in patches, of the cubes that are masked together."""
     target: Literal["raw", "patch_normalised"] = "raw"
     """Predict prepared intensities, or intensities standardised within each patch."""
 
 
-class CrossModalReconstructionConfig(_Objective):
+class MaskedReconstructionConfig(ReconstructionConfig):
+    """Masked reconstruction with true token drop (METHODS 8.3, L_mae)."""
+
+    kind: Literal["masked_reconstruction"] = "masked_reconstruction"
+
+
+class CrossModalReconstructionConfig(ReconstructionConfig):
     """Masked patches filled by another registered modality of the patient (METHODS 8.3, L_cmr; after BrainMVP)."""
 
     kind: Literal["cross_modal_reconstruction"] = "cross_modal_reconstruction"
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """Share of the patches that are filled from the other modality and reconstructed."""
-    mask_unit: Literal[1, 2] = 1
-    """Edge, in patches, of the cubes that are filled together."""
-    target: Literal["raw", "patch_normalised"] = "raw"
-    """Predict prepared intensities, or intensities standardised within each patch."""
+
+
+class TemplateReconstructionConfig(ReconstructionConfig):
+    """Masked patches filled by the learned template of their modality (METHODS 8.3, L_tmpl; after BrainMVP)."""
+
+    kind: Literal["template_reconstruction"] = "template_reconstruction"
+    likeness: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the squared difference between the template itself and the filled patches. Without it (0, as in
+    BrainMVP) only its use for the reconstruction shapes a template, and it may turn out as a negative, say."""
 
 
 class SoftContrastiveConfig(_Objective):
@@ -61,6 +69,12 @@ class SoftContrastiveConfig(_Objective):
 
 
 ObjectiveConfig = Annotated[
-    MaskedReconstructionConfig | CrossModalReconstructionConfig | SoftContrastiveConfig, Field(discriminator="kind")
+    MaskedReconstructionConfig | CrossModalReconstructionConfig | SoftContrastiveConfig | TemplateReconstructionConfig,
+    Field(discriminator="kind"),
 ]
-ObjectiveKind = Literal["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive"]
+ObjectiveKind = Literal[
+    "masked_reconstruction",
+    "cross_modal_reconstruction",
+    "soft_contrastive",
+    "template_reconstruction",
+]

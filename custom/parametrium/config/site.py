@@ -14,6 +14,9 @@ class PolicyConfig(Strict):
 
     minimum_patients: Count = 5
     """With fewer usable patients this site does not train: an update would describe individuals."""
+    minimum_template_patients: Count = 50
+    """With fewer training patients of a modality this site neither trains nor sends that modality's template: it is an
+    image, and the fewer patients it is learned from, the more it shows of each (METHODS 8.5)."""
     minimum_local_steps: Count = 4
     """A job with fewer local steps is refused: single-step updates can be inverted (METHODS 10)."""
     maximum_rounds: Count = 1000

@@ -4,41 +4,111 @@ B volumes, L patches, K visible, Q masked, V voxels of a patch, C channels.
 """
 
 from collections import Counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from parametrium.config import CrossModalReconstructionConfig, JobConfig, MaskedReconstructionConfig
+from parametrium.config import (
+    CrossModalReconstructionConfig,
+    JobConfig,
+    MaskedReconstructionConfig,
+    ReconstructionConfig,
+)
 from parametrium.data.batch import Batch, CropRequest
 from parametrium.model.decoder import Decoder
 from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import gather, patch_grid, patchify
-from parametrium.model.position import Spacing, grid_positions
 from parametrium.model.presets import Architecture
-from parametrium.model.windows import windows_of
+from parametrium.objectives.filling import crop_positions, embed_patches, encode_filled
 from parametrium.objectives.objective import Objective, Outcome, count
 from parametrium.objectives.target import Target, counting_patches, patch_errors, standardise
 
 
-def crop_positions(images: Tensor, patch: int, spacing_mm: Spacing) -> Tensor:
-    """[L, 3] patch centres of [B, D, H, W] crops, on their device."""
-    crop = (images.shape[1], images.shape[2], images.shape[3])
-    return grid_positions(crop, patch, spacing_mm).to(images.device)
+class Places(NamedTuple):
+    """Where crops are masked, of those of which at least one masked patch counts.
+
+    Attributes:
+        rows: [B] bool, which of the crops.
+        visible: [B', K] patch indices of those crops, on the CPU.
+        masked: [B', Q] likewise.
+        counts: [B', Q] which masked patches count.
+    """
+
+    rows: Tensor
+    visible: Tensor
+    masked: Tensor
+    counts: Tensor
 
 
-class MaskedReconstruction(Objective):
-    """The encoder sees some patches; the decoder gives back the others, where they lie in the body."""
+class Reconstruction(Objective):
+    """What the reconstructions have in common: a mask, a decoder, and an error over the masked patches that count."""
 
-    kind = "masked_reconstruction"
-
-    def __init__(self, config: MaskedReconstructionConfig, job: JobConfig, shape: Architecture) -> None:
+    def __init__(
+        self, config: ReconstructionConfig, job: JobConfig, shape: Architecture, *, mask_token: bool = False
+    ) -> None:
         super().__init__()
         self.mask_ratio = config.mask_ratio
         self.mask_unit = config.mask_unit
         self.target: Target = config.target
         self.spacing_mm = job.preparation.spacing_mm
-        self.decoder = Decoder(job.modalities, shape, self.spacing_mm)
+        self.decoder = Decoder(job.modalities, shape, self.spacing_mm, mask_token=mask_token)
+
+    def draw_places(self, body: Tensor, patch: int, generator: torch.Generator) -> Places | None:
+        """Masks for bodies [B, D, H, W]; None where no masked patch counts."""
+        grid = patch_grid(body, patch)
+        visible, masked = draw_mask(len(body), grid, self.mask_ratio, generator, self.mask_unit)
+        counts = counting_patches(gather(patchify(body, patch), masked.to(body.device)))
+        rows = counts.any(1)
+        if not rows.any():
+            return None
+        drawn = rows.cpu()
+        return Places(rows, visible[drawn], masked[drawn], counts[rows])
+
+    def loss(self, predicted: Tensor, true: Tensor, counts: Tensor) -> Tensor:
+        """Mean squared error of the patches [B, Q, V] that count [B, Q]."""
+        return patch_errors(predicted, true)[counts].mean()
+
+    def decode_filled(
+        self,
+        encoder: Encoder,
+        images: Tensor,
+        modality: Tensor,
+        tokens: tuple[Tensor, Tensor],
+        visible: Tensor,
+        masked: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Predicted and true masked patches of crops that are filled there.
+
+        Args:
+            encoder: the shared encoder.
+            images: [B, D, H, W] crops as they are.
+            modality: [B].
+            tokens: [B, K, C] of the visible patches, [B, Q, C] of what fills the masked ones.
+            visible: [B, K] patch indices, on the CPU.
+            masked: [B, Q] likewise.
+
+        Returns:
+            Both [B, Q, V], on the scale of the target.
+        """
+        patch = encoder.shape.patch
+        positions = crop_positions(images, patch, self.spacing_mm)
+        everywhere = torch.cat([visible, masked], dim=1)
+        encoded = encode_filled(encoder, *tokens, everywhere, patch_grid(images, patch)).patches
+        starts = encoded[:, visible.shape[1] :]
+        predicted = self.decoder(encoded, modality, positions[everywhere], positions[masked], starts)
+        true = gather(patchify(images, patch), masked.to(images.device))
+        return predicted, standardise(true, true, self.target)
+
+
+class MaskedReconstruction(Reconstruction):
+    """The encoder sees some patches; the decoder gives back the others, where they lie in the body."""
+
+    kind = "masked_reconstruction"
+
+    def __init__(self, config: MaskedReconstructionConfig, job: JobConfig, shape: Architecture) -> None:
+        super().__init__(config, job, shape, mask_token=True)
 
     def request(self, patients: int, volumes: int) -> CropRequest:
         """Any crops; those of a patient show the same place, so that one read serves several objectives."""
@@ -64,23 +134,16 @@ class MaskedReconstruction(Objective):
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """Mean squared error over masked patches in the body."""
-        patch = encoder.shape.patch
-        body = patchify(batch.body, patch)
-        visible, masked = draw_mask(
-            len(body), patch_grid(batch.images, patch), self.mask_ratio, generator, self.mask_unit
-        )
-        counts = counting_patches(gather(body, masked.to(body.device)))
-        rows = counts.any(1)
-        if not rows.any():
+        places = self.draw_places(batch.body, encoder.shape.patch, generator)
+        if places is None:
             return None
-        modality, drawn = batch.modality[rows], rows.cpu()
-        predicted, true = self.predict(encoder, batch.images[rows], modality, visible[drawn], masked[drawn])
-        loss = patch_errors(predicted, true)[counts[rows]].mean()
+        modality = batch.modality[places.rows]
+        predicted, true = self.predict(encoder, batch.images[places.rows], modality, places.visible, places.masked)
         tally = count(modality, encoder.modalities)
-        return Outcome(loss, int(rows.sum()), tally, tally)
+        return Outcome(self.loss(predicted, true, places.counts), len(modality), tally, tally)
 
 
-class CrossModalReconstruction(Objective):
+class CrossModalReconstruction(Reconstruction):
     """Masked patches are filled with those of another registered modality; the decoder gives back the masked ones.
 
     The filled patches carry the embedding of their own modality: otherwise the task would be ambiguous (METHODS 8.3).
@@ -89,12 +152,7 @@ class CrossModalReconstruction(Objective):
     kind = "cross_modal_reconstruction"
 
     def __init__(self, config: CrossModalReconstructionConfig, job: JobConfig, shape: Architecture) -> None:
-        super().__init__()
-        self.mask_ratio = config.mask_ratio
-        self.mask_unit = config.mask_unit
-        self.target: Target = config.target
-        self.spacing_mm = job.preparation.spacing_mm
-        self.decoder = Decoder(job.modalities, shape, self.spacing_mm, mask_token=False)
+        super().__init__(config, job, shape)
 
     def request(self, patients: int, volumes: int) -> CropRequest:
         """At least two registered volumes of a patient, where it has them."""
@@ -111,44 +169,33 @@ class CrossModalReconstruction(Objective):
         masked: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Predicted and true masked patches of ``images``, both [B, Q, V]; ``fill`` is registered to ``images``."""
-        patch, device = encoder.shape.patch, images.device
-        patches, other = patchify(images, patch), patchify(fill, patch)
-        positions = crop_positions(images, patch, self.spacing_mm)
-        own = encoder.embed(gather(patches, visible.to(device)), modality, positions[visible])
-        filled = encoder.embed(gather(other, masked.to(device)), fill_modality, positions[masked])
-        everywhere = torch.cat([visible, masked], dim=1)
-        windows = windows_of(everywhere, patch_grid(images, patch))
-        encoded = encoder(torch.cat([own, filled], dim=1), windows and windows.to(device)).patches
-        starts = encoded[:, visible.shape[1] :]
-        predicted = self.decoder(encoded, modality, positions[everywhere], positions[masked], starts)
-        true = gather(patches, masked.to(device))
-        return predicted, standardise(true, true, self.target)
+        own = embed_patches(encoder, images, modality, visible, self.spacing_mm)
+        filled = embed_patches(encoder, fill, fill_modality, masked, self.spacing_mm)
+        return self.decode_filled(encoder, images, modality, (own, filled), visible, masked)
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """Mean squared error over masked patches that are body in both volumes."""
         anchor, source = draw_pairs(batch, generator)
         if not len(anchor):
             return None
-        patch = encoder.shape.patch
-        in_both = patchify(batch.body[anchor] & batch.body[source], patch)
-        grid = patch_grid(batch.images, patch)
-        visible, masked = draw_mask(len(anchor), grid, self.mask_ratio, generator, self.mask_unit)
-        counts = counting_patches(gather(in_both, masked.to(in_both.device)))
-        rows = counts.any(1)
-        if not rows.any():
+        in_both = batch.body[anchor] & batch.body[source]
+        places = self.draw_places(in_both, encoder.shape.patch, generator)
+        if places is None:
             return None
-        anchor, source, drawn = anchor[rows], source[rows], rows.cpu()
+        anchor, source = anchor[places.rows], source[places.rows]
         modality, fill_modality = batch.modality[anchor], batch.modality[source]
         predicted, true = self.predict(
-            encoder, batch.images[anchor], modality, batch.images[source], fill_modality, visible[drawn], masked[drawn]
+            encoder,
+            batch.images[anchor],
+            modality,
+            batch.images[source],
+            fill_modality,
+            places.visible,
+            places.masked,
         )
-        loss = patch_errors(predicted, true)[counts[rows]].mean()
-        decoded = count(modality, encoder.modalities)
-        # A crop counts once for a modality that it both shows and is filled with.
-        embedded = Counter(
-            {m: int(((modality == i) | (fill_modality == i)).sum()) for i, m in enumerate(encoder.modalities)}
-        )
-        return Outcome(loss, len(anchor), +embedded, decoded)
+        loss = self.loss(predicted, true, places.counts)
+        embedded = count_either(modality, fill_modality, encoder.modalities)
+        return Outcome(loss, len(anchor), embedded, count(modality, encoder.modalities))
 
 
 def draw_pairs(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -162,3 +209,8 @@ def draw_pairs(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor
     best, source = chance.max(1)
     anchor = (best > 0).nonzero().squeeze(1)
     return anchor, source[anchor]
+
+
+def count_either(first: Tensor, second: Tensor, modalities: tuple[str, ...]) -> Counter[str]:
+    """How many rows have a modality index in either; a row counts once for a modality that it has in both."""
+    return +Counter({m: int(((first == i) | (second == i)).sum()) for i, m in enumerate(modalities)})

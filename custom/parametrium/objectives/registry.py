@@ -12,9 +12,16 @@ from parametrium.model.template import Templates
 from parametrium.objectives.contrastive import SoftContrastive
 from parametrium.objectives.objective import Objective
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
+from parametrium.objectives.template import TemplateReconstruction
 
 OBJECTIVES: dict[str, Any] = {
-    objective.kind: objective for objective in (MaskedReconstruction, CrossModalReconstruction, SoftContrastive)
+    objective.kind: objective
+    for objective in (
+        MaskedReconstruction,
+        CrossModalReconstruction,
+        SoftContrastive,
+        TemplateReconstruction,
+    )
 }
 """Every pretext task by its kind; each is built as ``(config, job, shape)``."""
 

@@ -11,6 +11,7 @@ from parametrium.errors import Code, FederationError
 SCALARS = (
     "train/loss/{objective}",
     "train/chance/{objective}",
+    "train/template_error/{objective}",
     "train/gradient_norm",
     "train/learning_rate",
     "train/samples",

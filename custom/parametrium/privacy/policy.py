@@ -1,5 +1,7 @@
 """The site's policy against the job: a job asks, the policy decides, the stricter wins."""
 
+from collections.abc import Mapping
+
 from parametrium.config import JobConfig, PolicyConfig
 from parametrium.errors import Code, PolicyError
 
@@ -31,6 +33,16 @@ def check_patients(patients: int, policy: PolicyConfig) -> None:
             f"the site has fewer training patients than its policy's minimum_patients ({policy.minimum_patients})",
             site_detail=f"{patients} training patients",
         )
+
+
+def templates_to_leave(patients: Mapping[str, int], policy: PolicyConfig) -> list[str]:
+    """The modalities whose templates this site must neither train nor send: templates are images (METHODS 10).
+
+    Args:
+        patients: training patients by modality.
+        policy: the site's.
+    """
+    return [modality for modality, number in patients.items() if number < policy.minimum_template_patients]
 
 
 def _refused(setting: str, permitted: str, asked: object) -> PolicyError:

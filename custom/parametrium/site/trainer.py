@@ -1,6 +1,7 @@
 """One site's side of a run: opens the cohort, trains rounds, measures. FLARE-free."""
 
 import csv
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -18,11 +19,13 @@ from parametrium.data.prepare import prepare_cohort
 from parametrium.errors import Code, TrainingError
 from parametrium.evaluation.measure import measure_features, measure_reconstruction
 from parametrium.objectives.schedule import CropPlan
-from parametrium.privacy.policy import check_job, check_patients
+from parametrium.privacy.policy import check_job, check_patients, templates_to_leave
 from parametrium.site.moments import Moments
 from parametrium.training.round import set_tensors, train_round
 from parametrium.training.step import new_state
 from parametrium.training.update import Update
+
+log = logging.getLogger(__name__)
 
 
 class SiteTrainer:
@@ -65,6 +68,7 @@ class SiteTrainer:
         check_patients(len(self.training), self.site.policy)
         self.state = new_state(self.job, training_device(self.site.device))
         self.state.model.encoder.activation_checkpointing = self.site.activation_checkpointing
+        self._leave_templates()
         if self.site.compile:
             require_compiler(self.state.device)
             self.state.model.encoder.compile()
@@ -108,6 +112,23 @@ class SiteTrainer:
         """Ends the loader processes and flushes the site's own log."""
         self.loader.close()
         self.writer.close()
+
+    def _leave_templates(self) -> None:
+        """Templates that the policy keeps from this site's patients stay as received, and are not sent."""
+        templates = self.state.model.encoder.templates
+        if templates is None:
+            return
+        own = [{volume.modality for volume in patient.volumes} for patient in self.training]
+        patients = {modality: sum(modality in names for names in own) for modality in self.job.modalities}
+        for modality in templates_to_leave(patients, self.site.policy):
+            templates.template(modality).values.requires_grad_(False)
+            if patients[modality]:
+                log.warning(
+                    "the template of %s is not trained here: there are fewer patients than the policy's "
+                    "minimum_template_patients (%d)",
+                    modality,
+                    self.site.policy.minimum_template_patients,
+                )
 
     def _facts(self, problems: tuple[Problem, ...]) -> dict[str, float]:
         volumes = Counter(volume.modality for patient in self.training for volume in patient.volumes)

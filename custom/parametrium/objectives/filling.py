@@ -1,0 +1,53 @@
+"""Crops of which a part is filled from elsewhere: another modality of the patient, or the modality's template.
+
+B crops, D H W voxels, L patches, K visible, Q filled, V voxels of a patch, C channels.
+"""
+
+from torch import Tensor, cat
+
+from parametrium.model.encoder import Encoded, Encoder
+from parametrium.model.patch_embed import gather, patchify
+from parametrium.model.position import Spacing, grid_positions
+from parametrium.model.windows import Grid, windows_of
+
+
+def crop_positions(images: Tensor, patch: int, spacing_mm: Spacing) -> Tensor:
+    """[L, 3] patch centres of [B, D, H, W] crops, on their device."""
+    crop = (images.shape[1], images.shape[2], images.shape[3])
+    return grid_positions(crop, patch, spacing_mm).to(images.device)
+
+
+def template_patches(encoder: Encoder, modality: Tensor, corner: Tensor, box: Tensor, extent: Grid) -> Tensor:
+    """[B, L, V] what the crops' own templates show in their place; see ``Templates.crops``.
+
+    Raises:
+        ValueError: the encoder has no templates.
+    """
+    if encoder.templates is None:
+        raise ValueError("this encoder was made without templates")
+    return patchify(encoder.templates.crops(modality, corner, box, extent), encoder.shape.patch)
+
+
+def embed_patches(encoder: Encoder, images: Tensor, modality: Tensor, index: Tensor, spacing_mm: Spacing) -> Tensor:
+    """[B, K, C] tokens of some patches [B, K] of crops [B, D, H, W]."""
+    patch = encoder.shape.patch
+    positions = crop_positions(images, patch, spacing_mm)[index]
+    return encoder.embed(gather(patchify(images, patch), index.to(images.device)), modality, positions)
+
+
+def encode_filled(encoder: Encoder, own: Tensor, filled: Tensor, places: Tensor, grid: Grid) -> Encoded:
+    """Encodes crops that show some of their own patches and, everywhere else, filled ones.
+
+    Args:
+        encoder: the shared encoder.
+        own: [B, K, C] tokens of the crops' own patches.
+        filled: [B, Q, C] tokens of the filled ones.
+        places: [B, K + Q] patch indices of both, on the CPU.
+        grid: patches along D, H, W.
+
+    Returns:
+        Encoded patches in the order of ``places``.
+    """
+    windows = windows_of(places, grid)
+    result: Encoded = encoder(cat([own, filled], dim=1), None if windows is None else windows.to(own.device))
+    return result

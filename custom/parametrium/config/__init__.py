@@ -26,6 +26,7 @@ from parametrium.config.job import (
 from parametrium.config.objectives import (
     CrossModalReconstructionConfig,
     MaskedReconstructionConfig,
+    ModalityContrastiveConfig,
     ObjectiveConfig,
     ObjectiveKind,
     ReconstructionConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "LogRule",
     "MaskedReconstructionConfig",
     "Modality",
+    "ModalityContrastiveConfig",
     "ModelConfig",
     "Name",
     "NominalVariable",

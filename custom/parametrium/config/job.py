@@ -314,6 +314,11 @@ class JobConfig(Strict):
         kinds = [objective.kind for objective in self.objectives]
         if len(set(kinds)) != len(kinds):
             raise ValueError("objectives: each kind may be listed once")
+        if "modality_contrastive" in kinds and "template_reconstruction" not in kinds:
+            raise ValueError(
+                "objectives: modality_contrastive fills from templates, which only template_reconstruction trains; "
+                "list that, too"
+            )
         if all(objective.start > 0 for objective in self.objectives):
             raise ValueError("objectives: at least one must have start 0")
         names = [variable.name for variable in self.clinical]

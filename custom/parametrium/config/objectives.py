@@ -27,6 +27,9 @@ class ReconstructionConfig(_Objective):
     """Edge, in patches, of the cubes that are masked together."""
     target: Literal["raw", "patch_normalised"] = "raw"
     """Predict prepared intensities, or intensities standardised within each patch."""
+    spectral: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean absolute difference between the magnitudes of the patches' 3D spectra, against lost texture
+    (METHODS 4.3); 0 leaves it out, .1 is usual."""
 
 
 class MaskedReconstructionConfig(ReconstructionConfig):
@@ -68,8 +71,28 @@ class SoftContrastiveConfig(_Objective):
     """tau: initial temperature of the (learned) softmax over embeddings; its inverse is clamped to 100."""
 
 
+class ModalityContrastiveConfig(_Objective):
+    """Contrast of two differently filled views of one crop (BrainMVP's third, METHODS 1.1); needs templates."""
+
+    kind: Literal["modality_contrastive"] = "modality_contrastive"
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Share of the patches of each view that are filled."""
+    patients: Count | None = None
+    """Patients in a mini-batch, each a negative of all others; None takes batch.patients."""
+    softness: Fraction = 0.0
+    """alpha: share of the target that goes to clinically similar patients; 0, as in BrainMVP, is InfoNCE."""
+    similarity_temperature: Positive = 0.1
+    """tau_s: temperature of the softmax over clinical similarities."""
+    temperature: Positive = 0.2
+    """tau: initial temperature of the (learned) softmax over embeddings; its inverse is clamped to 100."""
+
+
 ObjectiveConfig = Annotated[
-    MaskedReconstructionConfig | CrossModalReconstructionConfig | SoftContrastiveConfig | TemplateReconstructionConfig,
+    MaskedReconstructionConfig
+    | CrossModalReconstructionConfig
+    | SoftContrastiveConfig
+    | TemplateReconstructionConfig
+    | ModalityContrastiveConfig,
     Field(discriminator="kind"),
 ]
 ObjectiveKind = Literal[
@@ -77,4 +100,5 @@ ObjectiveKind = Literal[
     "cross_modal_reconstruction",
     "soft_contrastive",
     "template_reconstruction",
+    "modality_contrastive",
 ]

@@ -70,6 +70,13 @@ def standardise_views(pooled: Tensor) -> Tensor:
     return centred / deviation.clamp(min=float(floor.detach()))
 
 
+def projection_head(width: int) -> nn.Sequential:
+    """[..., 2 C] standardised pooled tokens -> [..., Z], in which patients are compared."""
+    return nn.Sequential(
+        nn.LayerNorm(2 * width), nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, PROJECTION)
+    )
+
+
 class SoftContrastive(Objective):
     """Two views of every patient attract each other; the other patients share what clinical similarity grants them."""
 
@@ -80,12 +87,7 @@ class SoftContrastive(Objective):
         self.config = config
         self.spacing_mm = job.preparation.spacing_mm
         self.clinical = job.clinical
-        self.projector = nn.Sequential(
-            nn.LayerNorm(2 * shape.width),
-            nn.Linear(2 * shape.width, 2 * shape.width),
-            nn.GELU(),
-            nn.Linear(2 * shape.width, PROJECTION),
-        )
+        self.projector = projection_head(shape.width)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
 
     def request(self, patients: int, volumes: int) -> CropRequest:

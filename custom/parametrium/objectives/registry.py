@@ -10,6 +10,7 @@ from parametrium.model.encoder import Encoder
 from parametrium.model.presets import architecture
 from parametrium.model.template import Templates
 from parametrium.objectives.contrastive import SoftContrastive
+from parametrium.objectives.modality_contrastive import ModalityContrastive
 from parametrium.objectives.objective import Objective
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
 from parametrium.objectives.template import TemplateReconstruction
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, Any] = {
         CrossModalReconstruction,
         SoftContrastive,
         TemplateReconstruction,
+        ModalityContrastive,
     )
 }
 """Every pretext task by its kind; each is built as ``(config, job, shape)``."""

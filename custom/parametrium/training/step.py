@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parametrium.config import JobConfig
 from parametrium.data.loader import Batches, stable_number
@@ -28,6 +28,7 @@ class TrainState:
         device: where it trains.
         step: global step, counted over the whole run.
         last_round: the round that was trained last; None before the first.
+        touched: the tensors that got a gradient since it was cleared; filled by their hooks.
     """
 
     model: PretrainingModel
@@ -36,6 +37,7 @@ class TrainState:
     device: torch.device
     step: int = 0
     last_round: int | None = None
+    touched: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -60,7 +62,14 @@ class StepReport:
 def new_state(job: JobConfig, device: torch.device) -> TrainState:
     """The job's initial model with a fresh optimiser."""
     model = build_model(job).to(device)
-    return TrainState(model, build_optimiser(model, job.optimiser), tensor_owners(model), device)
+    state = TrainState(model, build_optimiser(model, job.optimiser), tensor_owners(model), device)
+    for name, parameter in model.named_parameters():
+
+        def note(_: Tensor, name: str = name) -> None:
+            state.touched.add(name)
+
+        parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
+    return state
 
 
 def train_step(state: TrainState, batches: Batches, job: JobConfig, site: str) -> StepReport:
@@ -91,11 +100,12 @@ def train_step(state: TrainState, batches: Batches, job: JobConfig, site: str) -
         loss = float(outcome.loss.detach())
         if not torch.isfinite(outcome.loss):
             raise _not_finite(f"the loss of {config.kind}", state.step)
+        state.touched.clear()
         (weight_at(state.step, config, job) * outcome.loss).backward()
         report.losses[config.kind] = loss
         report.scalars.update({f"{name}/{config.kind}": value for name, value in outcome.scalars.items()})
         report.samples += outcome.samples
-        report.contributions += _contributions(state, config.kind, outcome)
+        report.contributions += _contributions(state, outcome)
     if report.losses:
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), job.optimiser.clip_norm)
         report.gradient_norm = float(norm)
@@ -136,12 +146,9 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def _contributions(state: TrainState, kind: str, outcome: Outcome) -> Counter[str]:
-    """n_kp of one objective: its own heads and the encoder with its templates, where a gradient arrived."""
-    counts: Counter[str] = Counter()
-    for name, parameter in state.model.named_parameters():
-        if parameter.grad is not None and name.startswith(("encoder.", f"objectives.{kind}.")):
-            counts[name] = outcome.contribution(state.owners[name])
+def _contributions(state: TrainState, outcome: Outcome) -> Counter[str]:
+    """n_kp of one objective: the tensors that its loss, and not an earlier one's of the step, gave a gradient."""
+    counts = Counter({name: outcome.contribution(state.owners[name]) for name in state.touched})
     return +counts
 
 

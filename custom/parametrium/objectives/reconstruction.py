@@ -23,7 +23,7 @@ from parametrium.model.patch_embed import gather, patch_grid, patchify
 from parametrium.model.presets import Architecture
 from parametrium.objectives.filling import crop_positions, embed_patches, encode_filled
 from parametrium.objectives.objective import Objective, Outcome, count
-from parametrium.objectives.target import Target, counting_patches, patch_errors, standardise
+from parametrium.objectives.target import Target, counting_patches, patch_errors, spectral_errors, standardise
 
 
 class Places(NamedTuple):
@@ -52,6 +52,8 @@ class Reconstruction(Objective):
         self.mask_ratio = config.mask_ratio
         self.mask_unit = config.mask_unit
         self.target: Target = config.target
+        self.spectral = config.spectral
+        self.patch = shape.patch
         self.spacing_mm = job.preparation.spacing_mm
         self.decoder = Decoder(job.modalities, shape, self.spacing_mm, mask_token=mask_token)
 
@@ -67,8 +69,11 @@ class Reconstruction(Objective):
         return Places(rows, visible[drawn], masked[drawn], counts[rows])
 
     def loss(self, predicted: Tensor, true: Tensor, counts: Tensor) -> Tensor:
-        """Mean squared error of the patches [B, Q, V] that count [B, Q]."""
-        return patch_errors(predicted, true)[counts].mean()
+        """Mean squared error of the patches [B, Q, V] that count [B, Q], and of their spectra as weighted."""
+        error = patch_errors(predicted, true)[counts].mean()
+        if self.spectral == 0:
+            return error
+        return error + self.spectral * spectral_errors(predicted, true, self.patch)[counts].mean()
 
     def decode_filled(
         self,

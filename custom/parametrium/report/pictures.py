@@ -31,6 +31,7 @@ from parametrium.objectives.reconstruction import CrossModalReconstruction, Mask
 from parametrium.objectives.registry import PretrainingModel
 from parametrium.objectives.target import Target
 from parametrium.report.embedding import draw_map, save_points
+from parametrium.report.learned_templates import draw_templates
 from parametrium.report.planes import Image, Item, Panel, draw_items
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ PAIRS = 6
 """Ordered pairs of modalities that are shown."""
 
 MAPPED = 32
-"""Patients on the map of features."""
+"""Patients on the map of features, and in the mean beside the templates."""
 
 ABOUT = {
     "masked_reconstruction": (
@@ -55,6 +56,12 @@ ABOUT = {
         "Cross-modal reconstruction",
         "The grey patches are hidden and filled with those of the other, registered modality; the model gives back the "
         "first modality there.",
+    ),
+    "templates": (
+        "Templates",
+        "Middle planes of each modality's learned template in the box of the body, as it was at some rounds and as it "
+        "is, beside the mean of the held-out patients in the same coordinates. It should come to resemble the mean; "
+        "where one patient can be recognised in it, too few trained it.",
     ),
     "class_attention": (
         "Attention of the class token",
@@ -128,6 +135,7 @@ def draw_pictures(
     draw: dict[str, Callable[[_Scene, Path], bool]] = {
         "masked_reconstruction": _masked_reconstruction,
         "cross_modal_reconstruction": _cross_modal_reconstruction,
+        "templates": _templates,
         "class_attention": _class_attention,
         "embeddings": _embeddings,
     }
@@ -203,6 +211,11 @@ def _cross_modal_reconstruction(scene: _Scene, path: Path) -> bool:
         title = f"{volume.modality} from {other.modality}, patient {patient + 1}"
         items.append(Item(title, (*panels[:2], fill, *panels[2:])))
     return _draw(path, items, scene, 2)
+
+
+def _templates(scene: _Scene, path: Path) -> bool:
+    templates = scene.model.encoder.templates
+    return templates is not None and draw_templates(path, templates, scene.patients[:MAPPED], scene.job)
 
 
 def _class_attention(scene: _Scene, path: Path) -> bool:

@@ -193,8 +193,8 @@ def owners_table(run: Run) -> Table:
     groups = sorted({group for counter in totals.values() for group in counter}, key=lambda g: (g != "shared", g))
     rows = [[site, *(str(counter[group]) for group in groups)] for site, counter in totals.items()]
     note = (
-        "Samples over all rounds. Tensors that embed or decode a modality are trained, counted and averaged only by "
-        "the sites that hold it."
+        "Samples over all rounds. Tensors that embed, decode or fill a modality are trained, counted and averaged only "
+        "by the sites that hold it."
     )
     table = Table(
         "Samples by group of tensors", ["site", *groups], rows, note, numeric=tuple(range(1, len(groups) + 1))

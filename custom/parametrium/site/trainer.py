@@ -16,7 +16,7 @@ from parametrium.config import JobConfig, SiteConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.data.loader import CropLoader, stable_number
 from parametrium.data.prepare import prepare_cohort
-from parametrium.errors import Code, TrainingError
+from parametrium.errors import Code, TrainingError, public_text
 from parametrium.evaluation.measure import measure_features, measure_reconstruction
 from parametrium.objectives.schedule import CropPlan
 from parametrium.privacy.policy import check_job, check_patients, templates_to_leave
@@ -86,6 +86,7 @@ class SiteTrainer:
                 an earlier process saved are damaged.
         """
         set_tensors(self.state, tensors)
+        self._note_templates(number)
         self.moments.begin(number)
         update = train_round(self.state, self.loader, self.job, self.site.site, number)
         self.moments.end(number)
@@ -129,6 +130,18 @@ class SiteTrainer:
                     modality,
                     self.site.policy.minimum_template_patients,
                 )
+
+    def _note_templates(self, number: int) -> None:
+        """Shows the templates that a round begins with; a round does not fail for a picture."""
+        templates = self.state.model.encoder.templates
+        if templates is None or not self.job.evaluation.pictures:
+            return
+        from parametrium.report.learned_templates import note_templates  # matplotlib: slow to load
+
+        try:
+            note_templates(templates, number, self.job, self.folder / "pictures", self.writer)
+        except Exception as error:
+            log.warning("the templates of round %d were not drawn: %s", number, public_text(error))
 
     def _facts(self, problems: tuple[Problem, ...]) -> dict[str, float]:
         volumes = Counter(volume.modality for patient in self.training for volume in patient.volumes)

@@ -277,6 +277,19 @@ def test_in_a_summed_step_the_contrast_does_not_count_for_the_templates_themselv
     assert report.contributions["encoder.blocks.0.mlp.0.weight"] == 8 + 4
 
 
+def test_templates_and_views_train_in_bf16_and_with_activation_checkpointing(make_job: MakeJob) -> None:
+    job = make_job(objectives=[TEMPLATES, {"kind": KIND}], schedule="summed", precision="bf16")
+    state = new_state(job, torch.device("cpu"))
+    state.model.encoder.activation_checkpointing = True
+    batches = CropLoader(memory_patients([["CT", "T1"]] * 4), job, "alpha", CropPlan(job, state.model))[0]
+    report = train_step(state, batches, job, "alpha")
+    values = state.model.encoder.templates.template("CT").values
+    assert set(report.losses) == {KIND, "template_reconstruction"}
+    assert report.contributions["encoder.templates.of.CT.values"] == 4
+    assert values.grad.dtype == torch.float32
+    assert values.detach().any()
+
+
 def test_views_of_the_same_crop_become_alike(make_job: MakeJob) -> None:
     """Six patients and one draw of masks, learned by heart: the loss leaves its chance level."""
     job = make_job(objectives=[{"kind": KIND}, TEMPLATES], precision="fp32", batch={"patients": 6})

@@ -1,178 +1,30 @@
-"""Soft contrast against loops over patients, and its limits (METHODS 3.3, 9.1, 9.3)."""
+"""The contrastive objective against crops encoded one by one, its chance level, and who is compared with whom."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from contrast_loops import sigmoid_by_loop, softmax_by_loop, targets_by_loop, weighted_by_loop
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 
+from memory_volumes import memory_patient, memory_volume
 from parametrium.clinical.similarity import Similarity, gower
 from parametrium.config import JobConfig
 from parametrium.data.batch import Batch, CropRequest
-from parametrium.objectives.contrastive import SoftContrastive, soft_contrastive_loss, soft_targets, standardise_views
+from parametrium.data.crops import draw_contrast
+from parametrium.objectives.contrast_loss import softmax_loss
+from parametrium.objectives.contrastive import SoftContrastive, standardise_views
 from parametrium.objectives.registry import PretrainingModel, build_model
 
-Matrix = list[list[float]]
-
+KIND = "soft_contrastive"
+FORMS = ["softmax", "sigmoid", "weighted_negatives"]
 sizes = st.integers(2, 7)
 seeds = st.integers(0, 2**20)
-softnesses = st.sampled_from([0.0, 0.1, 0.5, 1.0])
-temperatures = st.sampled_from([0.05, 0.1, 1.0])
-
-
-def targets_by_loop(gowers: Matrix, coverage: Matrix, softness: float, temperature: float) -> Matrix:
-    count = len(gowers)
-    rows = []
-    for i in range(count):
-        shares = [math.exp(gowers[i][j] / temperature) if j != i and coverage[i][j] > 0 else 0.0 for j in range(count)]
-        total = sum(shares)
-        own = [float(j == i) for j in range(count)]
-        soft = [(1 - softness) * o + softness * s / total for o, s in zip(own, shares, strict=True)] if total else own
-        rows.append(soft)
-    return rows
-
-
-def loss_by_loop(logits: Matrix, targets: Matrix) -> float:
-    count = len(logits)
-    total = 0.0
-    for table in (logits, [list(column) for column in zip(*logits, strict=True)]):
-        for i in range(count):
-            partition = math.log(sum(math.exp(score) for score in table[i]))
-            for j in range(count):
-                if targets[i][j] > 0:
-                    total += targets[i][j] * (math.log(targets[i][j]) - (table[i][j] - partition)) / count
-    return total / 2
-
-
-def random_similarity(count: int, seed: int, missing: float = 0.3) -> Similarity:
-    generator = torch.Generator().manual_seed(seed)
-    value, coverage = torch.rand(2, count, count, generator=generator, dtype=torch.float64)
-    coverage = torch.where(coverage < missing, 0.0, coverage)
-    return Similarity((value + value.T) / 2, torch.minimum(coverage, coverage.T))
-
-
-def random_logits(count: int, seed: int) -> Tensor:
-    return 3 * torch.randn(count, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@given(sizes, seeds, softnesses, temperatures)
-def test_targets_equal_a_loop(count: int, seed: int, softness: float, temperature: float) -> None:
-    similarity = random_similarity(count, seed)
-    expected = targets_by_loop(similarity.gower.tolist(), similarity.coverage.tolist(), softness, temperature)
-    assert torch.allclose(soft_targets(similarity, softness, temperature), torch.tensor(expected).double(), atol=1e-6)
-
-
-@given(sizes, seeds, softnesses, temperatures)
-def test_rows_of_targets_sum_to_one(count: int, seed: int, softness: float, temperature: float) -> None:
-    targets = soft_targets(random_similarity(count, seed), softness, temperature)
-    assert torch.allclose(targets.sum(1), torch.ones(count, dtype=torch.float64))
-    assert (targets >= 0).all()
-    assert torch.isfinite(targets).all()
-
-
-def test_rows_not_columns_are_distributions() -> None:
-    """The published y-aware weights were normalised along the wrong axis; for an uneven similarity the two differ."""
-    value = torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.5], [0.1, 0.5, 1.0]], dtype=torch.float64)
-    targets = soft_targets(Similarity(value, torch.ones_like(value)), 0.5, 0.1)
-    assert torch.allclose(targets.sum(1), torch.ones(3, dtype=torch.float64))
-    assert not torch.allclose(targets.sum(0), torch.ones(3, dtype=torch.float64), atol=0.05)
-    assert targets[0, 1] > targets[0, 2]
-
-
-@given(sizes, seeds, softnesses)
-def test_a_patient_is_never_its_own_negative(count: int, seed: int, softness: float) -> None:
-    similarity = random_similarity(count, seed, missing=0.0)
-    own = soft_targets(similarity, softness, 0.1).diagonal()
-    assert torch.allclose(own, torch.full((count,), 1 - softness, dtype=torch.float64))
-
-
-@given(sizes, seeds)
-def test_without_clinical_rows_targets_are_one_hot(count: int, seed: int) -> None:
-    value = random_similarity(count, seed).gower
-    assert torch.equal(soft_targets(Similarity(value, torch.zeros_like(value)), 0.4, 0.1), torch.eye(count).double())
-
-
-def test_a_patient_without_clinical_row_gets_and_gives_no_soft_share(make_job: Callable[..., JobConfig]) -> None:
-    values, observed = torch.rand(4, 3), torch.ones(4, 3, dtype=torch.bool)
-    observed[2] = False
-    targets = soft_targets(gower(values, observed, make_job().clinical), 0.3, 0.1)
-    assert targets[2].tolist() == [0, 0, 1, 0]
-    assert targets[:, 2].tolist() == [0, 0, 1, 0]
-    assert torch.allclose(targets.sum(1), torch.ones(4))
-
-
-@given(sizes, seeds)
-def test_without_softness_the_loss_is_info_nce(count: int, seed: int) -> None:
-    logits = random_logits(count, seed)
-    targets = soft_targets(random_similarity(count, seed), 0.0, 0.1)
-    by_hand = 0.0
-    for table in (logits.tolist(), logits.T.tolist()):
-        for i in range(count):
-            by_hand -= math.log(math.exp(table[i][i]) / sum(math.exp(score) for score in table[i])) / (2 * count)
-    assert float(soft_contrastive_loss(logits, targets)) == pytest.approx(by_hand, rel=1e-9)
-
-
-@given(sizes, seeds, st.sampled_from([0.1, 0.3]), st.floats(0, 1))
-def test_equal_similarity_is_label_smoothing(count: int, seed: int, softness: float, level: float) -> None:
-    logits = random_logits(count, seed)
-    value = torch.full((count, count), level, dtype=torch.float64)
-    targets = soft_targets(Similarity(value, torch.ones_like(value)), softness, 0.1)
-    # torch spreads its smoothing over all classes, the own one included.
-    smoothing = softness * count / (count - 1)
-    if smoothing > 1:
-        return
-    own = torch.arange(count)
-    cross_entropy = (
-        F.cross_entropy(logits, own, label_smoothing=smoothing)
-        + F.cross_entropy(logits.T, own, label_smoothing=smoothing)
-    ) / 2
-    entropy = -(1 - softness) * math.log(1 - softness) - softness * math.log(softness / (count - 1))
-    expected = float(cross_entropy) - entropy
-    assert float(soft_contrastive_loss(logits, targets)) == pytest.approx(expected, abs=1e-9)
-
-
-@given(sizes, seeds, softnesses)
-def test_the_loss_equals_a_loop_and_is_not_negative(count: int, seed: int, softness: float) -> None:
-    logits, targets = random_logits(count, seed), soft_targets(random_similarity(count, seed), softness, 0.1)
-    loss = float(soft_contrastive_loss(logits, targets))
-    assert loss == pytest.approx(loss_by_loop(logits.tolist(), targets.tolist()), abs=1e-9)
-    assert loss >= -1e-12
-
-
-@given(sizes, seeds)
-def test_the_loss_is_zero_where_the_prediction_is_the_target(count: int, seed: int) -> None:
-    # Symmetric and doubly stochastic, so that one matrix of logits is right in both directions.
-    ring = torch.eye(count, dtype=torch.float64).roll(1, 0)
-    targets = 0.6 * torch.eye(count, dtype=torch.float64) + 0.2 * (ring + ring.T)
-    shift = float(random_logits(1, seed))
-    loss = soft_contrastive_loss((targets + 1e-300).log() + shift, targets)
-    assert float(loss) == pytest.approx(0, abs=1e-9)
-
-
-@given(sizes, seeds, softnesses)
-def test_the_order_of_patients_does_not_matter(count: int, seed: int, softness: float) -> None:
-    logits, similarity = random_logits(count, seed), random_similarity(count, seed)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    moved = Similarity(*(matrix[order][:, order] for matrix in similarity))
-    targets, moved_targets = soft_targets(similarity, softness, 0.1), soft_targets(moved, softness, 0.1)
-    assert torch.allclose(moved_targets, targets[order][:, order])
-    moved_loss = soft_contrastive_loss(logits[order][:, order], moved_targets)
-    assert float(moved_loss) == pytest.approx(float(soft_contrastive_loss(logits, targets)), abs=1e-9)
-
-
-@pytest.mark.parametrize("softness", [0.0, 0.3, 1.0])
-def test_the_gradient_is_that_of_the_loss(softness: float) -> None:
-    logits = random_logits(4, 3).requires_grad_()
-    targets = soft_targets(random_similarity(4, 3), softness, 0.1)
-    assert torch.autograd.gradcheck(lambda x: soft_contrastive_loss(x, targets), logits)
-
-
-# ------------------------------------------------------------------------------------------------- the objective
 
 
 def contrast_model(make_job: Callable[..., JobConfig], **settings: object) -> tuple[PretrainingModel, SoftContrastive]:
@@ -209,13 +61,30 @@ def standardised_by_loop(rows: Sequence[Tensor]) -> list[Tensor]:
     return [(row - mean) / torch.tensor([max(d, floor) for d in deviation]) for row in rows]
 
 
+def loss_by_loop(form: str, cosines: list[list[float]], similarity: Similarity, softness: float) -> float:
+    """At an initial temperature of .25 and, for the sigmoid, a bias that gives an own pair the odds of 1 in 4."""
+    gowers, coverage = similarity.gower.tolist(), similarity.coverage.tolist()
+    scores = [[cosine / 0.25 for cosine in row] for row in cosines]
+    known = [[coverage[i][j] > 0 and i != j for j in range(4)] for i in range(4)]
+    if form == "sigmoid":
+        soft = [[softness * gowers[i][j] ** 4 * known[i][j] if i != j else 1.0 for j in range(4)] for i in range(4)]
+        return sigmoid_by_loop([[score - math.log(3) for score in row] for row in scores], soft)
+    if form == "weighted_negatives":
+        weights = [[1 - softness * gowers[i][j] * known[i][j] for j in range(4)] for i in range(4)]
+        return weighted_by_loop(scores, weights)
+    return softmax_by_loop(scores, targets_by_loop(gowers, coverage, softness, 0.1))
+
+
 @torch.no_grad()
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("softness", "crops"), [(0.0, 1), (0.4, 1), (0.4, 3)])
 def test_the_objective_equals_crops_encoded_one_by_one(
-    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch], softness: float, crops: int
+    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch], form: str, softness: float, crops: int
 ) -> None:
-    model, objective = contrast_model(make_job, mask_ratio=0.0, softness=softness, temperature=0.25, crops=crops)
+    config = {"form": form, "mask_ratio": 0.0, "softness": softness, "temperature": 0.25, "crops": crops}
+    model, objective = contrast_model(make_job, **config)
     batch = make_batch([[0] * crops + [2] * crops] * 4, aligned=False)
+    batch.observed[3] = False  # of one patient nothing is known
     outcome = objective(model.encoder, batch, seed_0())
     views: list[list[Tensor]] = [[], []]
     for patient in range(4):
@@ -229,10 +98,9 @@ def test_the_objective_equals_crops_encoded_one_by_one(
             views[view].append(sum(pooled) / crops)
     z = [[objective.projector(row) for row in standardised_by_loop(view)] for view in views]
     unit = [[row / row.norm() for row in view] for view in z]
-    logits = [[float((unit[0][i] * unit[1][j]).sum()) / 0.25 for j in range(4)] for i in range(4)]
+    cosines = [[float((unit[0][i] * unit[1][j]).sum()) for j in range(4)] for i in range(4)]
     known = gower(batch.clinical, batch.observed, objective.clinical)
-    targets = targets_by_loop(known.gower.tolist(), known.coverage.tolist(), softness, 0.1)
-    assert float(outcome.loss) == pytest.approx(loss_by_loop(logits, targets), abs=1e-4)
+    assert float(outcome.loss) == pytest.approx(loss_by_loop(form, cosines, known, softness), abs=1e-4)
 
 
 @torch.no_grad()
@@ -247,6 +115,107 @@ def test_chance_is_the_loss_of_equal_scores(
     targets = targets_by_loop(known.gower.tolist(), known.coverage.tolist(), softness, 0.1)
     entropies = [-sum(q * math.log(q) for q in row if q > 0) for row in targets]
     assert chance == pytest.approx(math.log(5) - sum(entropies) / 5, abs=1e-5)
+
+
+@torch.no_grad()
+def test_chance_of_the_sigmoid_is_the_loss_of_the_best_constant(
+    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch]
+) -> None:
+    model, objective = contrast_model(make_job, form="sigmoid", softness=0.0)
+    chance = objective(model.encoder, make_batch([[0, 1]] * 5, aligned=False), seed_0()).scalars["chance"]
+    # One pair in five is an own one.
+    assert chance == pytest.approx(-5 * (0.2 * math.log(0.2) + 0.8 * math.log(0.8)), abs=1e-5)
+
+
+@torch.no_grad()
+def test_chance_of_weighted_negatives_is_the_share_of_their_weights(
+    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch]
+) -> None:
+    model, objective = contrast_model(make_job, form="weighted_negatives", softness=0.6)
+    batch = make_batch([[0, 1]] * 5, aligned=False)
+    chance = objective(model.encoder, batch, seed_0()).scalars["chance"]
+    alike = gower(batch.clinical, batch.observed, objective.clinical).gower
+    by_hand = sum(math.log(1 + sum(1 - 0.6 * float(alike[i, j]) for j in range(5) if j != i)) for i in range(5)) / 5
+    assert chance == pytest.approx(by_hand, abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patients", [4, 8, 16, 32])
+def test_the_sigmoid_starts_near_its_chance_level_for_any_number_of_patients(
+    make_job: Callable[..., JobConfig], patients: int
+) -> None:
+    """A scale of 10 and a bias of -5 cost a third more than a constant, a bias of -10 three times as much."""
+    config = {"kind": "soft_contrastive", "form": "sigmoid", "patients": patients, "softness": 0.0}
+    objective = build_model(make_job(model={"preset": "tiny", "patch": 4}, objectives=[config])).objective(KIND)
+    assert isinstance(objective, SoftContrastive)
+    nothing = Similarity(torch.zeros(patients, patients), torch.zeros(patients, patients))
+    generator = torch.Generator().manual_seed(0)
+    excess = []
+    for _ in range(20):
+        views = torch.randn(2, patients, objective.projector[0].normalized_shape[0], generator=generator)
+        a, b = (objective.project(standardise_views(view)) for view in views)
+        loss, chance = objective.loss(a @ b.T, nothing)
+        excess.append(float(loss / chance))
+    assert sum(excess) / len(excess) < 1.25
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_part_of_the_objective_is_trained(
+    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch], form: str
+) -> None:
+    model, objective = contrast_model(make_job, form=form)
+    objective(model.encoder, make_batch([[0, 1]] * 4, aligned=False), seed_0()).loss.backward()
+    assert all(parameter.grad is not None for parameter in objective.parameters())
+    assert ("pair_bias" in dict(objective.named_parameters())) == (form == "sigmoid")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_leaves_chance_and_finds_the_patients(
+    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch], form: str
+) -> None:
+    """Both views of a patient are one crop with its own noise: an easy task, which each form must solve."""
+    model, objective = contrast_model(make_job, form=form, mask_ratio=0.0, patients=6)
+    batch = make_batch([[0, 0]] * 6, aligned=False)
+    batch.images[1::2] = batch.images[::2] + 0.1 * batch.images[1::2]
+    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(40):
+        outcome = objective(model.encoder, batch, seed_0())
+        optimiser.zero_grad()
+        outcome.loss.backward()
+        optimiser.step()
+    assert float(outcome.loss.detach()) < 0.5 * outcome.scalars["chance"]
+
+
+@torch.no_grad()
+def test_scores_are_compared_in_full_precision_under_autocast(
+    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, objective = contrast_model(make_job)
+    seen: list[torch.dtype] = []
+    loss = objective.loss
+    monkeypatch.setattr(objective, "loss", lambda cosines, known: (seen.append(cosines.dtype), loss(cosines, known))[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        outcome = objective(model.encoder, make_batch([[0, 1]] * 4, aligned=False), seed_0())
+    assert seen == [torch.float32]
+    assert outcome.loss.dtype == torch.float32
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(st.sampled_from(["CT", "T1"]), min_size=1, max_size=5), min_size=2, max_size=5), seeds)
+def test_other_scans_of_a_patient_are_never_its_negatives(sets: list[list[str]], seed: int) -> None:
+    """Several studies and repeated scans: every patient stands in the batch once, so all others are other patients."""
+    patients = [
+        memory_patient(f"p{p}", [memory_volume(m, study=f"s{n}", frame=f"f{n}", seed=n) for n, m in enumerate(names)])
+        for p, names in enumerate(sets)
+    ]
+    taken, crops = draw_contrast(np.random.default_rng(seed), patients, (8, 8, 8), 4)
+    assert len(set(taken)) == len(taken)
+    for view in (0, 1):
+        owners = [
+            next(p for p, patient in enumerate(patients) if any(c.volume is v for v in patient.volumes))
+            for c in crops[view::2]
+        ]
+        assert owners == taken
 
 
 @torch.no_grad()
@@ -276,11 +245,12 @@ def test_the_inverse_temperature_is_clamped_to_100(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("order", [[1, 0, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1]])
 def test_the_objective_does_not_care_in_which_order_patients_come(
-    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch], order: list[int]
+    make_job: Callable[..., JobConfig], make_batch: Callable[..., Batch], order: list[int], form: str
 ) -> None:
-    model, objective = contrast_model(make_job, mask_ratio=0.0, softness=0.3)
+    model, objective = contrast_model(make_job, form=form, mask_ratio=0.0, softness=0.3)
     batch = make_batch([[0, 1]] * 4, aligned=False)
     crops = [2 * p + view for p in order for view in (0, 1)]
     moved = replace(
@@ -309,7 +279,7 @@ def test_equal_views_are_chance_and_have_a_finite_gradient(make_job: Callable[..
     _, objective = contrast_model(make_job)
     views = torch.ones(4, objective.projector[0].normalized_shape[0], requires_grad=True)
     unit = objective.project(standardise_views(views))
-    loss = soft_contrastive_loss(5 * unit @ unit.T, torch.eye(4))
+    loss = softmax_loss(5 * unit @ unit.T, torch.eye(4))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(math.log(4))
     assert torch.isfinite(views.grad).all()

@@ -57,6 +57,9 @@ class SoftContrastiveConfig(_Objective):
     """Soft contrast between a patient's modalities with clinical similarity (METHODS 3.2 and 3.3)."""
 
     kind: Literal["soft_contrastive"] = "soft_contrastive"
+    form: Literal["softmax", "sigmoid", "weighted_negatives"] = "softmax"
+    """softmax: the target is a distribution over the batch's patients. sigmoid: each pair of patients has a target of
+    its own, which needs fewer patients at once. weighted_negatives: InfoNCE in which similar patients count less."""
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the patches that the encoder does not see."""
     patients: Count | None = None
@@ -64,11 +67,15 @@ class SoftContrastiveConfig(_Objective):
     crops: Count = 4
     """Crops of a volume that make one view of the patient: one crop tells more of the place than of the patient."""
     softness: Fraction = 0.2
-    """alpha: share of the target that goes to clinically similar patients; 0 is InfoNCE."""
+    """alpha: how much clinical similarity S counts; 0 is the hard contrast, InfoNCE for softmax and weighted_negatives.
+    softmax: share of the target that goes to similar patients. sigmoid: the target of two patients is alpha S^gamma.
+    weighted_negatives: a patient counts 1 - alpha S as a negative."""
     similarity_temperature: Positive = 0.1
-    """tau_s: temperature of the softmax over clinical similarities."""
+    """tau_s of the softmax form: temperature of the softmax over clinical similarities."""
+    similarity_power: Positive = 4.0
+    """gamma of the sigmoid form: the higher, the fewer patients count as similar."""
     temperature: Positive = 0.2
-    """tau: initial temperature of the (learned) softmax over embeddings; its inverse is clamped to 100."""
+    """tau: initial temperature of the (learned) scores of embeddings; its inverse is clamped to 100."""
 
 
 class ModalityContrastiveConfig(_Objective):

@@ -1,5 +1,8 @@
 """Soft contrast between a patient's modalities, with clinical similarity (METHODS 3.3; after the brachytherapy work).
 
+The patients that are compared are one site's own: its scanners tell none of them apart. A negative from another
+hospital could be recognised by the hospital, and nothing would be learned of the patient (METHODS 10).
+
 P patients, C channels, Z channels of the projection.
 """
 
@@ -16,45 +19,19 @@ from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import patch_grid
 from parametrium.model.presets import Architecture
+from parametrium.objectives.contrast_loss import (
+    best_constant,
+    negative_weights,
+    pair_targets,
+    sigmoid_loss,
+    soft_targets,
+    softmax_loss,
+    weighted_negatives_loss,
+)
 from parametrium.objectives.objective import Objective, Outcome, count
 
 PROJECTION = 128
 """Channels Z of the projection."""
-
-
-def soft_targets(similarity: Similarity, softness: float, temperature: float) -> Tensor:
-    """q_ij = (1 - a) [i = j] + a softmax_{j != i}(S~_ij / t); one-hot where nothing is known of patient i.
-
-    A pair of which nothing is known in common gets no share of the soft part.
-
-    Args:
-        similarity: of the batch's patients.
-        softness: a in [0, 1].
-        temperature: t > 0.
-
-    Returns:
-        [P, P] rows that sum to 1.
-    """
-    count_ = len(similarity.gower)
-    own = torch.eye(count_, dtype=torch.bool, device=similarity.gower.device)
-    known = (similarity.coverage > 0) & ~own
-    scores = (similarity.gower / temperature).masked_fill(~known, -math.inf)
-    share = torch.where(known.any(1, keepdim=True), scores, torch.zeros_like(scores)).softmax(1)
-    has_soft = known.any(1, keepdim=True)
-    one_hot = own.to(share.dtype)
-    return torch.where(has_soft, (1 - softness) * one_hot + softness * share, one_hot)
-
-
-def soft_contrastive_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over both directions of KL(targets || softmax(logits)); zero at the optimum.
-
-    Args:
-        logits: [P, P], row i: view a of patient i against view b of every patient.
-        targets: [P, P], rows sum to 1. The other direction compares columns with the same targets.
-    """
-    forward = F.kl_div(logits.log_softmax(1), targets, reduction="batchmean")
-    backward = F.kl_div(logits.T.log_softmax(1), targets, reduction="batchmean")
-    return (forward + backward) / 2
 
 
 def standardise_views(pooled: Tensor) -> Tensor:
@@ -78,7 +55,7 @@ def projection_head(width: int) -> nn.Sequential:
 
 
 class SoftContrastive(Objective):
-    """Two views of every patient attract each other; the other patients share what clinical similarity grants them."""
+    """Two views of every patient attract each other; the other patients are held off less, the more alike they are."""
 
     kind = "soft_contrastive"
 
@@ -89,6 +66,11 @@ class SoftContrastive(Objective):
         self.clinical = job.clinical
         self.projector = projection_head(shape.width)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        if config.form == "sigmoid":
+            # The odds of an own pair among all: cosines of standardised views lie around 0, so that training starts
+            # near the loss of the best constant. With a bias of -5 or -10 it starts above it, far for few patients.
+            others = max((config.patients or job.batch.patients) - 1, 1)
+            self.pair_bias = nn.Parameter(torch.tensor(-math.log(others)))
 
     def request(self, patients: int, volumes: int) -> CropRequest:
         """Two views of each patient at independent places: the field of view must not give the patient away."""
@@ -103,18 +85,34 @@ class SoftContrastive(Objective):
         """[P, Z] unit vectors in which patients are compared, from standardised views [P, 2 C] of one modality."""
         return F.normalize(self.projector(standardised).float(), dim=-1, eps=1e-6)
 
+    def loss(self, cosines: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
+        """The loss in the form of the job, and its chance level: that of scores which tell no patient from another.
+
+        Args:
+            cosines: [P, P] of view a of each patient with view b of every patient.
+            similarity: of the patients.
+        """
+        form, softness = self.config.form, self.config.softness
+        logits = self.log_scale.exp().clamp(max=100) * cosines
+        if form == "sigmoid":
+            targets = pair_targets(similarity, softness, self.config.similarity_power)
+            return sigmoid_loss(logits + self.pair_bias, targets), sigmoid_loss(best_constant(targets), targets)
+        equal = torch.zeros_like(logits)
+        if form == "weighted_negatives":
+            weights = negative_weights(similarity, softness)
+            return weighted_negatives_loss(logits, weights), weighted_negatives_loss(equal, weights)
+        targets = soft_targets(similarity, softness, self.config.similarity_temperature)
+        return softmax_loss(logits, targets), softmax_loss(equal, targets)
+
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
-        """KL to the soft targets; ``chance`` is the loss of an embedding that cannot tell patients apart."""
+        """The contrast of the batch's patients; ``chance`` is what an embedding scores that cannot tell them apart."""
         if batch.patients < 2:
             return None
         grid = patch_grid(batch.images, encoder.shape.patch)
         visible, _ = draw_mask(len(batch.images), grid, self.config.mask_ratio, generator)
         views = self.views(encoder, batch.images, batch.modality, visible)
         a, b = (self.project(standardise_views(view)) for view in views.reshape(batch.patients, 2, -1).unbind(1))
-        logits = self.log_scale.exp().clamp(max=100) * a @ b.T
-        similarity = gower(batch.clinical, batch.observed, self.clinical)
-        targets = soft_targets(similarity, self.config.softness, self.config.similarity_temperature)
-        loss = soft_contrastive_loss(logits, targets)
-        chance = float(soft_contrastive_loss(torch.zeros_like(logits), targets))
+        with torch.autocast(a.device.type, enabled=False):  # a cosine in bf16 has two digits
+            loss, chance = self.loss(a @ b.T, gower(batch.clinical, batch.observed, self.clinical))
         tally = count(batch.modality, encoder.modalities)
-        return Outcome(loss, len(batch.images), tally, scalars={"chance": chance})
+        return Outcome(loss, len(batch.images), tally, scalars={"chance": float(chance)})

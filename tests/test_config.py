@@ -50,6 +50,11 @@ def test_a_minimal_job_has_defaults() -> None:
             {"objectives": [{"kind": "masked_reconstruction", "mask_rato": 0.5}]},
             ["PM102", "job.objectives.0.mask_rato", "'mask_ratio'"],
         ),
+        ({"objectives": []}, ["PM103", "job.objectives", "at least 1 item"]),
+        (
+            {"objectives": [{"kind": "global_local", "local_edges": []}]},
+            ["PM103", "job.objectives.0.local_edges", "at least 1 item"],
+        ),
         ({"objectives": [{"kind": "mae"}]}, ["PM103", "job.objectives.0", "'mae'", "masked_reconstruction"]),
         ({"rounds": "3"}, ["PM103", "job.rounds", "integer", "'3'"]),
         ({"rounds": 0}, ["PM103", "job.rounds", "1", "0"]),

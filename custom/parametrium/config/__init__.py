@@ -25,6 +25,7 @@ from parametrium.config.job import (
 )
 from parametrium.config.objectives import (
     CrossModalReconstructionConfig,
+    GlobalLocalConfig,
     MaskedReconstructionConfig,
     ModalityContrastiveConfig,
     ObjectiveConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "FigoVariable",
     "ForegroundRule",
     "Fraction",
+    "GlobalLocalConfig",
     "IntensityRule",
     "JobConfig",
     "LogRule",

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from parametrium.config.values import Count, Fraction, Positive, Strict
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
 
 class _Objective(Strict):
     weight: Positive = 1.0
@@ -94,18 +96,37 @@ class ModalityContrastiveConfig(_Objective):
     """tau: initial temperature of the (learned) softmax over embeddings; its inverse is clamped to 100."""
 
 
+class GlobalLocalConfig(_Objective):
+    """Global and local views of a patient agree, and patients fill the space evenly (LeJEPA; METHODS 4.2)."""
+
+    kind: Literal["global_local"] = "global_local"
+    local_edges: Annotated[tuple[Share, ...], Field(min_length=1)] = (
+        0.5,
+        0.5,
+        0.33,
+        0.33,
+    )
+    """The small crops of a patient: for each its edges, as a share of the large crop's."""
+    isotropy: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """lambda: weight of the isotropy, the same for any number of patients; the views' distance has 1 - lambda."""
+    directions: Count = 256
+    """Random lines on which the isotropy is measured at each step."""
+
+
 ObjectiveConfig = Annotated[
     MaskedReconstructionConfig
     | CrossModalReconstructionConfig
-    | SoftContrastiveConfig
     | TemplateReconstructionConfig
-    | ModalityContrastiveConfig,
+    | SoftContrastiveConfig
+    | ModalityContrastiveConfig
+    | GlobalLocalConfig,
     Field(discriminator="kind"),
 ]
 ObjectiveKind = Literal[
     "masked_reconstruction",
     "cross_modal_reconstruction",
-    "soft_contrastive",
     "template_reconstruction",
+    "soft_contrastive",
     "modality_contrastive",
+    "global_local",
 ]

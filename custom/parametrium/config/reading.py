@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -89,11 +89,17 @@ def _parse(model: type[_Config], data: object, root: str) -> _Config:
     except ValidationError as error:
         found = error.errors()
         # A list whose only item failed is also reported as too short; that second report would mislead.
-        causes = [problem for problem in found if problem["type"] != "too_short" or len(found) == 1]
+        causes = [problem for problem in found if problem["type"] != "too_short" or not _holds_another(problem, found)]
         problems = [_describe(model, problem, root) for problem in causes]
         unknown = any(problem["type"] == "extra_forbidden" for problem in causes)
         code = Code.CONFIG_UNKNOWN_KEY if unknown else Code.CONFIG_INVALID_VALUE
         raise ConfigError(code, "; ".join(problems)) from None
+
+
+def _holds_another(problem: Any, problems: Sequence[Any]) -> bool:
+    """Whether another problem lies within what this one is about."""
+    place = problem["loc"]
+    return any(other is not problem and other["loc"][: len(place)] == place for other in problems)
 
 
 def _describe(model: type[BaseModel], problem: Any, root: str) -> str:

@@ -63,6 +63,14 @@ class Batch:
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
         return replace(self, **moved)
 
+    def of(self, chosen: Tensor) -> "Batch":
+        """The crops and rows of some patients, [P] bool, numbered anew."""
+        crops = chosen[self.patient]
+        own = {name: getattr(self, name)[crops] for name in ("images", "body", "modality", "frame", "corner", "box")}
+        number = chosen.cumsum(0) - 1
+        clinical, observed = self.clinical[chosen], self.observed[chosen]
+        return Batch(**own, patient=number[self.patient[crops]], clinical=clinical, observed=observed)
+
     @property
     def patients(self) -> int:
         """P."""

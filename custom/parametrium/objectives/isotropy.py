@@ -91,6 +91,12 @@ def statistic(of: Sums, at: Tensor) -> Tensor:
     return 2 * of.samples * torch.trapezoid(distance * gaussian, knot).mean()
 
 
+def point(samples: int, at: Tensor) -> Sums:
+    """Sums of a sample that has collapsed to the origin: of all points, the one with the smallest statistic."""
+    one = torch.ones(1, len(at))
+    return Sums(samples * one, torch.zeros_like(one), samples)
+
+
 def mix(batch: Sums, others: Sums, share: float) -> Sums:
     """Phi = share phi_batch + (1 - share) phi_others: the batch as a part of the whole federation's cloud.
 

@@ -55,6 +55,8 @@ class Objective(nn.Module, ABC):
     kind: ClassVar[str]
     fills_from_templates: ClassVar[bool] = False
     """Whether the encoder must have templates."""
+    step: int = 0
+    """Global step, set before ``forward``: for draws that must be the same at every site."""
 
     @abstractmethod
     def request(self, patients: int, volumes: int) -> CropRequest:

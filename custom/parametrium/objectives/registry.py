@@ -10,6 +10,7 @@ from parametrium.model.encoder import Encoder
 from parametrium.model.presets import architecture
 from parametrium.model.template import Templates
 from parametrium.objectives.contrastive import SoftContrastive
+from parametrium.objectives.global_local import GlobalLocal
 from parametrium.objectives.modality_contrastive import ModalityContrastive
 from parametrium.objectives.objective import Objective
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
@@ -20,9 +21,10 @@ OBJECTIVES: dict[str, Any] = {
     for objective in (
         MaskedReconstruction,
         CrossModalReconstruction,
-        SoftContrastive,
         TemplateReconstruction,
+        SoftContrastive,
         ModalityContrastive,
+        GlobalLocal,
     )
 }
 """Every pretext task by its kind; each is built as ``(config, job, shape)``."""

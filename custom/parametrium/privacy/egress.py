@@ -12,6 +12,8 @@ SCALARS = (
     "train/loss/{objective}",
     "train/chance/{objective}",
     "train/template_error/{objective}",
+    "train/isotropy/{objective}",
+    "train/spread/{objective}",
     "train/gradient_norm",
     "train/learning_rate",
     "train/samples",

@@ -92,6 +92,7 @@ def train_step(state: TrainState, batches: Batches, job: JobConfig, site: str) -
         layout = objective.request(1, 1).layout
         if layout not in batches:
             continue
+        objective.step = state.step
         generator = step_generator(job.seed, site, state.step, config.kind)
         with autocast(job.precision, state.device):
             outcome = objective(state.model.encoder, batches[layout].to(state.device), generator)

@@ -71,7 +71,7 @@ class SoftContrastiveConfig(_Objective):
     softness: Fraction = 0.2
     """alpha: how much clinical similarity S counts; 0 is the hard contrast, InfoNCE for softmax and weighted_negatives.
     softmax: share of the target that goes to similar patients. sigmoid: the target of two patients is alpha S^gamma.
-    weighted_negatives: a patient counts 1 - alpha S as a negative."""
+    weighted_negatives: a patient counts 1 - alpha S as a negative; below 1 this orders patients little."""
     similarity_temperature: Positive = 0.1
     """tau_s of the softmax form: temperature of the softmax over clinical similarities."""
     similarity_power: Positive = 4.0

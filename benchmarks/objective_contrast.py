@@ -159,7 +159,7 @@ def measured(
     return [rank_correlation(compared, cohort), rank_correlation(features, cohort), *recalls]
 
 
-def one_seed(seed: int, size: Size, cohort: Cohort) -> dict[str, list[float]]:
+def one_seed(seed: int, size: Size, cohort: Cohort, variants: Sequence[str]) -> dict[str, list[float]]:
     """By variant or control: loss, chance level, and what ``measured`` gives; a row is printed as it falls."""
     rows: dict[str, list[float]] = {}
 
@@ -175,8 +175,8 @@ def one_seed(seed: int, size: Size, cohort: Cohort) -> dict[str, list[float]]:
     add("body mask", 0, 0, measured("body mask", body_mask_features, cohort, before, None))
     start, loss, _ = trained(before, cohort.training, None)
     add("reconstruction only", loss, 0, measured("before", encoder_features(start, before), cohort, before, None))
-    for name, objective in VARIANTS.items():
-        job = job_with(seed, size.steps, [objective], size)
+    for name in variants:
+        job = job_with(seed, size.steps, [VARIANTS[name]], size)
         model, loss, chance = trained(job, cohort.training, start)
         add(name, loss, chance, measured(name, encoder_features(model, job), cohort, job, model))
     return rows
@@ -193,9 +193,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for cohort and cache")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--short", action="store_true", help="only to see that it works")
+    for name in Size._fields:
+        parser.add_argument(f"--{name}", type=int, help=f"instead of {getattr(FULL, name)}, or {getattr(SHORT, name)}")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="beside hard InfoNCE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    size = SHORT if arguments.short else FULL
+    given = {name: value for name in Size._fields if (value := getattr(arguments, name)) is not None}
+    size = (SHORT if arguments.short else FULL)._replace(**given)
+    variants = [name for name in VARIANTS if name == HARD or name in arguments.variants]
     cohort = prepared(arguments.out, size)
     print(f"{size.patients} patients, {len(cohort.held_out)} held out, {int(cohort.counts.sum())} pairs that count;")
     print(
@@ -206,7 +211,7 @@ def main() -> None:
     print(f"| seed | variant | {header}\n|{'---|' * 8}")
     rows: defaultdict[str, list[list[float]]] = defaultdict(list)
     for seed in arguments.seeds:
-        for name, values in one_seed(seed, size, cohort).items():
+        for name, values in one_seed(seed, size, cohort, variants).items():
             rows[name].append(values)
     candidates = len(cohort.held_out)
     print(f"\nChance of retrieval: R@1 {1 / candidates:.3f}, R@5 {5 / candidates:.3f}. rho of chance: 0.\n")

@@ -18,10 +18,9 @@ from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import gather, patch_grid
 from parametrium.model.presets import Architecture
+from parametrium.objectives.contrast_loss import soft_targets, softmax_loss
 from parametrium.objectives.contrastive import (
     projection_head,
-    soft_contrastive_loss,
-    soft_targets,
     standardise_views,
 )
 from parametrium.objectives.filling import crop_positions, embed_patches, encode_filled, template_patches
@@ -104,12 +103,13 @@ class ModalityContrastive(Objective):
         grid, ratio, patients = patch_grid(batch.images, encoder.shape.patch), self.config.mask_ratio, len(compared[0])
         a = self.project(self.source_view(encoder, batch, compared, *draw_mask(patients, grid, ratio, generator)))
         b = self.project(self.template_view(encoder, batch, compared, *draw_mask(patients, grid, ratio, generator)))
-        logits = self.log_scale.exp().clamp(max=100) * a @ b.T
         rows = batch.patient[compared.anchor]
-        similarity = gower(batch.clinical[rows], batch.observed[rows], self.clinical)
-        targets = soft_targets(similarity, self.config.softness, self.config.similarity_temperature)
-        loss = soft_contrastive_loss(logits, targets)
-        chance = float(soft_contrastive_loss(torch.zeros_like(logits), targets))
+        with torch.autocast(a.device.type, enabled=False):  # a cosine in bf16 has two digits
+            logits = self.log_scale.exp().clamp(max=100) * a @ b.T
+            similarity = gower(batch.clinical[rows], batch.observed[rows], self.clinical)
+            targets = soft_targets(similarity, self.config.softness, self.config.similarity_temperature)
+            loss = softmax_loss(logits, targets)
+            chance = float(softmax_loss(torch.zeros_like(logits), targets))
         modality = batch.modality[compared.anchor]
         shown = modality if compared.source is None else batch.modality[compared.source]
         embedded = count_either(modality, shown, encoder.modalities)

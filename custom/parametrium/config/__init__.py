@@ -24,8 +24,10 @@ from parametrium.config.job import (
     WindowRule,
 )
 from parametrium.config.objectives import (
+    BoxLocalisationConfig,
     CrossModalReconstructionConfig,
     GlobalLocalConfig,
+    LatentPredictionConfig,
     MaskedReconstructionConfig,
     ModalityContrastiveConfig,
     ObjectiveConfig,
@@ -42,6 +44,7 @@ __all__ = [
     "VOCABULARY",
     "AggregationConfig",
     "BatchConfig",
+    "BoxLocalisationConfig",
     "ClinicalVariable",
     "ContinuousVariable",
     "Count",
@@ -55,6 +58,7 @@ __all__ = [
     "GlobalLocalConfig",
     "IntensityRule",
     "JobConfig",
+    "LatentPredictionConfig",
     "LogRule",
     "MaskedReconstructionConfig",
     "Modality",

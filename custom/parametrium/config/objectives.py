@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from parametrium.config.values import Count, Fraction, Positive, Strict
 
@@ -113,13 +113,62 @@ class GlobalLocalConfig(_Objective):
     """Random lines on which the isotropy is measured at each step."""
 
 
+class BoxLocalisationConfig(_Objective):
+    """Where in the crop does a smaller box lie, seen in another modality (METHODS 2.1, 3D)."""
+
+    kind: Literal["box_localisation"] = "box_localisation"
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the crop's patches that the encoder does not see; the box is always seen whole."""
+    size: tuple[Annotated[float, Field(gt=0, le=0.75)], Annotated[float, Field(gt=0, le=0.75)]] = (0.1, 0.4)
+    """Smallest and largest edge of a box as a share of the crop's; in small crops at least 2 and 3 patches."""
+    aspect: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Each axis is longer or shorter than the drawn edge by up to this share."""
+    layers: Annotated[int, Field(ge=1, le=4)] = 2
+    """Cross-attention layers of the head."""
+
+    @field_validator("size")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("the smallest edge comes first")
+        return value
+
+
+class LatentPredictionConfig(_Objective):
+    """Hidden blocks are predicted as a slow teacher's features, not as voxels (I-JEPA in 3D; METHODS 4.3, 5.3)."""
+
+    kind: Literal["latent_prediction"] = "latent_prediction"
+    targets: Count = 4
+    """Blocks that are hidden and predicted; fewer where they would leave less than a quarter of the crop."""
+    target_scale: tuple[Annotated[float, Field(gt=0, le=0.5)], Annotated[float, Field(gt=0, le=0.5)]] = (0.15, 0.2)
+    """Smallest and largest share of the crop's patches that one block takes."""
+    context_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.85, 1.0)
+    """Smallest and largest share of the crop that the context block takes, before the hidden blocks are taken out."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """m of one step: between rounds the teacher keeps m^(steps passed) of itself and takes the rest from the model."""
+
+    @field_validator("target_scale", "context_scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("the smallest share comes first")
+        return value
+
+
+ObjectiveKind = Literal[
+    "masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive", "box_localisation", "latent_prediction"
+]
+
+
 ObjectiveConfig = Annotated[
     MaskedReconstructionConfig
     | CrossModalReconstructionConfig
     | TemplateReconstructionConfig
     | SoftContrastiveConfig
     | ModalityContrastiveConfig
-    | GlobalLocalConfig,
+    | GlobalLocalConfig
+    | BoxLocalisationConfig
+    | LatentPredictionConfig,
     Field(discriminator="kind"),
 ]
 ObjectiveKind = Literal[
@@ -129,4 +178,6 @@ ObjectiveKind = Literal[
     "soft_contrastive",
     "modality_contrastive",
     "global_local",
+    "box_localisation",
+    "latent_prediction",
 ]

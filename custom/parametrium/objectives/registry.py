@@ -11,6 +11,7 @@ from parametrium.model.presets import architecture
 from parametrium.model.template import Templates
 from parametrium.objectives.contrastive import SoftContrastive
 from parametrium.objectives.global_local import GlobalLocal
+from parametrium.objectives.localisation import BoxLocalisation
 from parametrium.objectives.modality_contrastive import ModalityContrastive
 from parametrium.objectives.objective import Objective
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
@@ -25,6 +26,7 @@ OBJECTIVES: dict[str, Any] = {
         SoftContrastive,
         ModalityContrastive,
         GlobalLocal,
+        BoxLocalisation,
     )
 }
 """Every pretext task by its kind; each is built as ``(config, job, shape)``."""

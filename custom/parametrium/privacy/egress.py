@@ -13,6 +13,8 @@ SCALARS = (
     "train/chance/{objective}",
     "train/template_error/{objective}",
     "train/isotropy/{objective}",
+    "train/iou/{objective}",
+    "train/iou_chance/{objective}",
     "train/spread/{objective}",
     "train/gradient_norm",
     "train/learning_rate",

@@ -14,6 +14,7 @@ from parametrium.objectives.global_local import GlobalLocal
 from parametrium.objectives.localisation import BoxLocalisation
 from parametrium.objectives.modality_contrastive import ModalityContrastive
 from parametrium.objectives.objective import Objective
+from parametrium.objectives.prediction import LatentPrediction
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
 from parametrium.objectives.template import TemplateReconstruction
 
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, Any] = {
         ModalityContrastive,
         GlobalLocal,
         BoxLocalisation,
+        LatentPrediction,
     )
 }
 """Every pretext task by its kind; each is built as ``(config, job, shape)``."""

@@ -155,11 +155,6 @@ class LatentPredictionConfig(_Objective):
         return value
 
 
-ObjectiveKind = Literal[
-    "masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive", "box_localisation", "latent_prediction"
-]
-
-
 ObjectiveConfig = Annotated[
     MaskedReconstructionConfig
     | CrossModalReconstructionConfig

@@ -33,8 +33,9 @@ from parametrium.objectives.boxes import (
     draw_places,
     iou,
 )
+from parametrium.objectives.filling import crop_positions
 from parametrium.objectives.objective import Objective, Outcome
-from parametrium.objectives.reconstruction import crop_positions, draw_pairs
+from parametrium.objectives.reconstruction import draw_pairs
 from parametrium.objectives.target import MINIMUM_BODY
 
 SIZES = 4

@@ -20,8 +20,8 @@ from parametrium.model.patch_embed import gather, patch_grid, patchify
 from parametrium.model.position import position_code
 from parametrium.model.presets import Architecture
 from parametrium.objectives.block_masks import draw_block_masks
+from parametrium.objectives.filling import crop_positions
 from parametrium.objectives.objective import Objective, Outcome, count
-from parametrium.objectives.reconstruction import crop_positions
 from parametrium.objectives.target import counting_patches
 from parametrium.objectives.teacher import Teacher
 

@@ -15,17 +15,21 @@ ALLOWED = {
     "model": {"config", "errors"},
     "data": {"cohort", "clinical", "config", "errors"},
     "objectives": {"model", "data", "clinical", "config", "errors"},
+    "monitor": {"model", "data", "config", "errors"},
     "privacy": {"cohort", "config", "errors"},
-    "training": {"objectives", "model", "data", "clinical", "config", "errors"},
-    "evaluation": {"objectives", "model", "data", "clinical", "training", "config", "errors"},
-    "report": {"evaluation", "objectives", "model", "data", "training", "cohort", "clinical", "config", "errors"},
+    "training": {"objectives", "monitor", "model", "data", "clinical", "config", "errors"},
+    "evaluation": {"objectives", "monitor", "model", "data", "clinical", "training", "config", "errors"},
+    "report": {
+        *("evaluation", "objectives", "monitor", "model", "data", "training", "cohort", "clinical", "config", "errors"),
+    },
     "site": {"report", "evaluation", "training", "privacy", "objectives", "data", "cohort", "config", "errors"},
     "federation": {"site", "report", "training", "privacy", "objectives", "model", "cohort", "config", "errors"},
     "demo": {"cohort", "federation", "report", "training", "config", "errors"},
     "cli": {"demo", "federation", "site", "report", "training", "data", "cohort", "config", "errors"},
 }
 """Room to the rooms it may import. ``objectives -> data`` is for the types of a batch; ``site`` is what runs at a
-hospital; ``evaluation`` and ``report`` use of ``training`` only its run folder and checkpoints."""
+hospital; ``evaluation`` and ``report`` use of ``training`` only its run folder and checkpoints; ``training`` uses of
+``monitor`` only the rule that ends a run."""
 
 
 def modules() -> list[Path]:

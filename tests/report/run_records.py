@@ -21,6 +21,10 @@ def evaluation(job: JobConfig, error: float, final: bool) -> dict[str, float]:
         scalars |= {f"{prefix}model": error + n, f"{prefix}untrained": 1.5 + n}
         scalars |= {f"{prefix}modality_mean": 1.25 + n, f"{prefix}neighbour_mean": 0.75 + 0.1 * n}
         scalars[f"evaluation/reconstruction_volumes/{modality}"] = 7.0 + n
+    scalars |= {f"evaluation/loss/{objective.kind}": error + 0.125 for objective in job.objectives}
+    scalars |= {"monitor/volumes": 15.0, "monitor/features/rankme": 10 - 5 * error, "monitor/features/spread": 0.4375}
+    scalars |= {"monitor/attention/background": 0.1875 * error, "monitor/attention/background_share": 0.3125}
+    scalars |= {"monitor/attention/brightness": 0.25, "monitor/attention/entropy": 0.9375}
     if final:
         for pair, own in (("CT-T1", 0.6875), ("T1-CT", 0.1875)):
             for recall, chance in (("r1", 0.125), ("r5", 0.625)):

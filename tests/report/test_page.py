@@ -105,14 +105,33 @@ def test_the_winner_is_marked_and_the_answers_are_counted(tmp_path: Path, make_j
     assert "2retrieval, R@1" in page.text
 
 
+def test_monitors_have_a_table_and_a_chart_each_with_what_they_are_compared_with(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    write_run(tmp_path / "run", job(make_job))
+    page = Page(write_report(tmp_path / "run"))
+    row = ["alpha", "15", "0.281 \N{RIGHTWARDS ARROW} 0.0938", "0.312 \N{RIGHTWARDS ARROW} 0.312"]
+    assert any(page.cells[n : n + 4] == row for n in range(len(page.cells)))
+    assert any("2.5 \N{RIGHTWARDS ARROW} 7.5" in cell for cell in page.cells)  # RankMe
+    drawn = [svg.get("aria-label") or "" for svg in page.named("svg")]
+    for title in ("Attention outside the body", "Effective rank of the features", "Loss on held-out patients: masked"):
+        assert sum(label.startswith(title) for label in drawn) == 1
+    assert not any(label.startswith("Distance between a patient's modalities") for label in drawn)  # not measured
+    assert "share of the patches outside the body" in page.text
+    write_run(tmp_path / "ends", job(make_job, evaluation={}))
+    page = Page(write_report(tmp_path / "ends"))
+    assert any(page.cells[n : n + 3] == row[:3] for n in range(len(page.cells)))
+    assert not any((svg.get("aria-label") or "").startswith("Attention") for svg in page.named("svg"))
+
+
 def test_losses_have_a_chart_each_with_axes_legend_and_chance(tmp_path: Path, make_job: MakeJob) -> None:
     write_run(tmp_path / "run", job(make_job))
     page = Page(write_report(tmp_path / "run"))
     assert "Training loss: masked reconstruction" in page.text
     assert "chance level" in page.text
     assert "mean squared error" in page.text
-    # two objectives; two modalities, measured before and after
-    assert len([a for a in page.named("svg") if a.get("role") == "img"]) == 4
+    # two objectives in training and held out; two modalities and five monitors, measured before and after
+    assert len([a for a in page.named("svg") if a.get("role") == "img"]) == 2 + 2 + 2 + 5
     dashed = [a for a in page.named("polyline") if a["class"] == "reference"]
     assert len(dashed) == 2 + 4
 

@@ -247,7 +247,7 @@ class EvaluationConfig(Strict):
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of the patients that are never trained on, where the cohort table has no split column."""
     every: Annotated[int, Field(ge=0)] = 0
-    """Measure the reconstruction error every so many rounds; 0 measures before the first and after the last only."""
+    """Measure reconstruction, held-out loss and monitors every so many rounds; 0: before the first, after the last."""
     crops: Count = 8
     """Crops of each held-out volume."""
     patients: Count = 64
@@ -256,6 +256,8 @@ class EvaluationConfig(Strict):
     """Cross-modal retrieval of the same patient, with its controls."""
     probe: VariableName | None = None
     """Clinical variable that a linear probe on frozen features predicts; None runs no probe."""
+    monitors: bool = True
+    """Attention rollout against the body mask, and signs of collapsed features, each time something is measured."""
     pictures: bool = True
     """Sites draw pictures into their own folder; they never travel."""
 

@@ -29,6 +29,10 @@ SCALARS = (
     "evaluation/retrieval/{modality}-{modality}/{recall}/{features}",
     "evaluation/retrieval/{modality}-{modality}/candidates",
     "evaluation/probe/{score}/{features}",
+    "evaluation/loss/{objective}",
+    "monitor/volumes",
+    "monitor/attention/{attention}",
+    "monitor/features/{collapse}",
 )
 """Every scalar that may travel. A placeholder stands for one word of a public vocabulary: the job's modalities and
 objectives, and the fixed lists below. Nothing that a site, a file or a header names can be part of a scalar's name."""
@@ -38,6 +42,8 @@ VOCABULARIES = {
     "features": ("model", "untrained", "body_mask", "voxels", "chance"),
     "recall": ("r1", "r5"),
     "score": ("spearman", "balanced_accuracy"),
+    "attention": ("background", "background_share", "brightness", "entropy", "class_token", "registers"),
+    "collapse": ("rankme", "spread", "alignment", "uniformity"),
     "reason": tuple(reason.value for reason in Reason),
 }
 

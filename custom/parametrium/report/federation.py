@@ -7,7 +7,7 @@ leave that machine; the page says so and is readable by its owner alone.
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from parametrium import __version__
 from parametrium.config import JobConfig
 from parametrium.report.chart import Chart, line_chart
 from parametrium.report.comparison import Measurement, over_pairs, probes, reconstructions, retrievals
+from parametrium.report.monitors import by_rounds, held_out_charts, monitor_charts, monitors_table
 from parametrium.report.record import RunRecord, read_run
 from parametrium.report.site_pictures import collect_pictures
 from parametrium.report.tables import (
@@ -85,6 +86,9 @@ def _page(run: RunRecord) -> dict[str, Any]:
         "owners": owners_table(run),
         "reconstruction": reconstruction_table(run),
         "curves": _evaluation_charts(run),
+        "held_out": held_out_charts(run),
+        "monitors": monitors_table(run),
+        "monitor_charts": monitor_charts(run),
         "retrieval_summary": retrieval_summary_table(run),
         "retrieval": retrieval_table(run),
         "probe": probe_table(run),
@@ -195,20 +199,13 @@ def _evaluation_charts(run: RunRecord) -> list[Chart]:
     charts = []
     for modality in run.job.modalities:
         prefix = f"evaluation/reconstruction/{modality}/"
-        values, trivial = (_by_rounds(run, prefix + name) for name in ("model", "neighbour_mean"))
+        values, trivial = (by_rounds(run, prefix + name) for name in ("model", "neighbour_mean"))
         title = f"Reconstruction error on held-out patients: {modality}"
         step = run.job.evaluation.every
         charts.append(
             line_chart(title, "finished rounds", "mean squared error", values, trivial, "neighbour mean", step)
         )
     return [chart for chart in charts if chart is not None]
-
-
-def _by_rounds(run: RunRecord, name: str) -> Mapping[str, Mapping[int, float]]:
-    return {
-        site: {number: scalars[name] for number, scalars in run.evaluations.get(site, {}).items() if name in scalars}
-        for site in run.sites
-    }
 
 
 def _no_probe(job: JobConfig | None) -> str:

@@ -125,7 +125,7 @@ def sites_table(run: Run) -> Table:
         rows.append([site, *cells, ", ".join(problems) or ("none" if facts else MISSING)])
     header = ["site", "training patients", "held-out patients", *(f"{name} volumes" for name in names), "problems"]
     note = "Volumes are those of the training patients. A dash: the site did not say, because it could not be opened."
-    return _limited(Table("Patients and volumes", header, rows, note, numeric=tuple(range(1, 3 + len(names)))))
+    return limited(Table("Patients and volumes", header, rows, note, numeric=tuple(range(1, 3 + len(names)))))
 
 
 def losses_table(run: Run) -> Table:
@@ -143,7 +143,7 @@ def losses_table(run: Run) -> Table:
                 rows.append([site, kind.replace("_", " "), str(len(losses)), *ends, level])
     header = ["site", "objective", "rounds", "first loss", "last loss", "chance level"]
     note = "Mean over the steps of a round. At its chance level the contrastive loss tells no patient from another."
-    return _limited(Table("Training loss", header, rows, note, numeric=(2, 3, 4, 5)))
+    return limited(Table("Training loss", header, rows, note, numeric=(2, 3, 4, 5)))
 
 
 def contributions_table(run: Run) -> Table:
@@ -180,7 +180,7 @@ def faults_table(run: Run) -> Table:
         for first, last in ranges
     ]
     ordered = [row for _, row in sorted(rows)]
-    return _limited(Table("Rejected and missing contributions", ["site", "rounds", "status", "reason"], ordered))
+    return limited(Table("Rejected and missing contributions", ["site", "rounds", "status", "reason"], ordered))
 
 
 def owners_table(run: Run) -> Table:
@@ -199,7 +199,7 @@ def owners_table(run: Run) -> Table:
     table = Table(
         "Samples by group of tensors", ["site", *groups], rows, note, numeric=tuple(range(1, len(groups) + 1))
     )
-    return _limited(table)
+    return limited(table)
 
 
 def _contributions_by_site(record: RunRecord) -> Table:
@@ -214,7 +214,7 @@ def _contributions_by_site(record: RunRecord) -> Table:
         rows.append([site, *numbers, str(sum(c["samples"] for c in own)), typical, largest])
     header = ["site", "accepted", "rejected", "missing", "samples", "median norm", "largest norm"]
     note = f"Over {len(record.rounds)} rounds. Samples: crops that trained the model; norm: L2 norm of the update."
-    return _limited(Table("Contributions by site", header, rows, note, numeric=(1, 2, 3, 4, 5, 6)))
+    return limited(Table("Contributions by site", header, rows, note, numeric=(1, 2, 3, 4, 5, 6)))
 
 
 def _compared(
@@ -242,7 +242,7 @@ def _compared(
         best.append(tuple(len(leading) + names.index(name) for name in winners))
     header = [*leading, *(WORDS.get(name, name) for name in names), "best", "model against best control"]
     numeric = tuple(n for n, name in enumerate(header) if name not in _TEXT)
-    return _limited(Table(title, header, rows, note, tuple(best), numeric))
+    return limited(Table(title, header, rows, note, tuple(best), numeric))
 
 
 def _reconstruction_cells(m: Measurement) -> list[str]:
@@ -283,7 +283,7 @@ def _count(value: float | None) -> str:
     return MISSING if value is None else f"{value:.0f}"
 
 
-def _limited(table: Table) -> Table:
+def limited(table: Table) -> Table:
     """At most ``MOST_LINES`` rows, and how many there were."""
     left = len(table.rows) - MOST_LINES
     if left <= 0:

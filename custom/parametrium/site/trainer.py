@@ -18,9 +18,11 @@ from parametrium.data.loader import CropLoader, stable_number
 from parametrium.data.prepare import prepare_cohort
 from parametrium.errors import Code, TrainingError, public_text
 from parametrium.evaluation.measure import measure_features, measure_reconstruction
+from parametrium.evaluation.monitors import measure_monitors
 from parametrium.objectives.schedule import CropPlan
 from parametrium.privacy.policy import check_job, check_patients, templates_to_leave
 from parametrium.site.moments import Moments
+from parametrium.training.held_out import HeldOutLoss
 from parametrium.training.round import set_tensors, train_round
 from parametrium.training.step import new_state
 from parametrium.training.update import Update
@@ -73,6 +75,8 @@ class SiteTrainer:
             require_compiler(self.state.device)
             self.state.model.encoder.compile()
         self.moments = Moments(self.folder / "optimiser", self.run, self.state)
+        # Before the loader of training crops, whose volumes are the ones to keep in memory.
+        self.held_out_loss = HeldOutLoss(self.held_out, self.job, self.site.site, self.state.model)
         plan = CropPlan(self.job, self.state.model)
         self.loader = CropLoader(self.training, self.job, self.site.site, plan, self.site.workers)
         self.writer = SummaryWriter(str(self.folder / "tensorboard"))
@@ -100,6 +104,8 @@ class SiteTrainer:
             return {}
         site = self.site.site
         scalars = measure_reconstruction(self.state.model, self.training, self.held_out, self.job, site)
+        scalars |= self.held_out_loss.measure(self.state)
+        scalars |= measure_monitors(self.state.model, self.held_out, self.job, site)
         if final:
             scalars |= measure_features(self.state.model, self.training, self.held_out, self.job, site)
             if self.job.evaluation.pictures:

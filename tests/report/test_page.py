@@ -133,7 +133,7 @@ def test_losses_have_a_chart_each_with_axes_legend_and_chance(tmp_path: Path, ma
     # two objectives in training and held out; two modalities and five monitors, measured before and after
     assert len([a for a in page.named("svg") if a.get("role") == "img"]) == 2 + 2 + 2 + 5
     dashed = [a for a in page.named("polyline") if a["class"] == "reference"]
-    assert len(dashed) == 2 + 4
+    assert len(dashed) == 2 + 4 + 4 + 2  # chance; neighbour mean; training loss; patches outside the body
 
 
 def test_the_page_is_offline(tmp_path: Path, make_job: MakeJob) -> None:

@@ -9,7 +9,7 @@ import torch
 from parametrium.config import JobConfig
 from parametrium.errors import Code, FederationError
 from parametrium.federation.download import downloaded_run, offer_download
-from parametrium.training.run_folder import Contribution, RunFolder, final_model, judge
+from parametrium.training.run_folder import Contribution, RunFolder, best_model, final_model, judge
 
 MakeJob = Callable[..., JobConfig]
 
@@ -57,3 +57,19 @@ def test_a_run_that_cannot_be_offered_is_still_a_run(
     assert judge(run) == (True, [])
     assert "cannot be offered for download" in caplog.text
     assert str(tmp_path) not in caplog.text
+
+
+def test_the_best_model_comes_along_where_it_is_not_the_last(tmp_path: Path, make_job: MakeJob) -> None:
+    rule = {"stopping": {"held_out_loss": {"patience": 1}}, "evaluation": {"every": 1}}
+    run = RunFolder(tmp_path / "run", make_job(rounds=3, **rule))
+    run.create()
+    for number, loss in enumerate((1.0, 2.0)):
+        run.add_round(number, [Contribution("north", "accepted", "", 8, 1, 0.5)], {}, 1.0)
+        run.save_model(number + 1, {"x": torch.full((2,), loss)})
+        run.add_evaluation(number + 1, "north", {"evaluation/loss/masked_reconstruction": loss})
+    run.finish(2, ["north"])
+    offer_download(run.path, tmp_path / "result" / "workspace")
+    downloaded = downloaded_run(tmp_path / "result")
+    assert judge(downloaded) == (True, [])
+    number, tensors = best_model(downloaded)
+    assert (number, tensors["x"].tolist()) == (1, [1.0, 1.0])

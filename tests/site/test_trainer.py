@@ -395,3 +395,33 @@ def test_a_site_without_a_compiler_is_told_before_the_first_round(
     torch._dynamo.reset()
     with pytest.raises(TrainingError, match=r"PM404.*C\+\+ compiler"):
         rounds_of(small_job(), folder, "none", compile=True)
+
+
+def test_a_rule_ends_a_local_run_and_its_best_round_is_measured_in_full(
+    good_site: SiteConfig, small_job: MakeJob, tmp_path: Path
+) -> None:
+    """So high a learning rate cannot lower the held-out loss in every round."""
+    evaluation = {"every": 1, "crops": 1, "pictures": False, "holdout_fraction": 0.5}
+    job = small_job(
+        rounds=12, optimiser={"learning_rate": 0.3}, evaluation=evaluation, stopping={"held_out_loss": {"patience": 1}}
+    )
+    few = good_site.model_copy(update={"policy": PolicyConfig(minimum_patients=1, minimum_local_steps=1)})
+    run = train_locally(job, few, tmp_path / "run")
+    assert judge(run) == (True, [])
+    manifest = json.loads((run / "manifest.json").read_text())
+    done, best = manifest["rounds_done"], manifest["best_round"]
+    assert best < done < 12
+    assert manifest["stopped"]["rule"] == "held_out_loss"
+    lines = read_lines(run / "evaluation.jsonl")
+    total = {
+        line["round"]: sum(v for k, v in line["scalars"].items() if k.startswith("evaluation/loss/"))
+        for line in lines
+        if line["round"] > 0
+    }
+    assert min(total, key=lambda number: total[number]) == best
+    assert total[done] > total[best]
+    assert lines[-1]["round"] == best
+    assert any("retrieval" in name for name in lines[-1]["scalars"])
+    assert not any("retrieval" in name for line in lines[:-1] for name in line["scalars"])
+    fitting = [line["scalars"] for line in lines if line["round"] == best]
+    assert all(fitting[1][name] == value for name, value in fitting[0].items())  # the checkpoint is that model

@@ -18,6 +18,7 @@ from parametrium.training.run_folder import (
     COLUMNS,
     Contribution,
     RunFolder,
+    best_model,
     contribution_of,
     final_model,
     judge,
@@ -54,13 +55,17 @@ def test_the_manifest_says_what_happened(tmp_path: Path, make_job: MakeJob) -> N
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     digest = manifest.pop("sha256")
     assert len(digest) == 64
+    assert manifest.pop("best_sha256") == digest
     assert manifest == {
         "run": "tiny",
         "status": "complete",
         "rounds_done": 2,
         "rounds_planned": 2,
+        "stopped": None,
         "sites": ["alpha", "beta"],
         "checkpoint": "round_0002",
+        "best_round": 2,
+        "best_checkpoint": "round_0002",
         "error": None,
     }
 
@@ -315,3 +320,80 @@ def test_there_is_no_final_model_without_a_finished_run(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="PM503 the folder holds no finished run") as caught:
         final_model(tmp_path)
     assert str(tmp_path) not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------- the best round
+
+RULE = {"stopping": {"held_out_loss": {"patience": 2}}, "evaluation": {"every": 1}, "rounds": 6}
+LOSSES = (3.0, 2.0, 1.0, 1.5, 2.5)
+
+
+def stopped_run(path: Path, job: JobConfig, losses: tuple[float, ...] = LOSSES) -> RunFolder:
+    """One round a loss; as a run does, it asks for the verdict after each and ends by it."""
+    run = RunFolder(path, job)
+    run.create()
+    run.save_model(0, MODEL)
+    for number, loss in enumerate(losses):
+        assert run.verdict().stopped_by is None
+        run.add_round(number, [ACCEPTED], {}, 0.25)
+        run.save_model(number + 1, {"x": torch.full((2, 3), loss)})
+        run.add_evaluation(number + 1, "alpha", {"evaluation/loss/masked_reconstruction": loss})
+    run.finish(len(losses), ["alpha"])
+    return run
+
+
+def test_a_run_that_a_rule_stopped_is_good_and_names_its_best_round(tmp_path: Path, make_job: MakeJob) -> None:
+    run = stopped_run(tmp_path / "run", make_job(**RULE))
+    assert judge(run.path) == (True, [])
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert manifest["stopped"]["after_rounds"] == 5
+    assert manifest["stopped"]["rule"] == "held_out_loss"
+    assert manifest["stopped"]["reason"].startswith("held-out loss was above 1 times its minimum (1, after 3 rounds)")
+    names = [manifest[key] for key in ("rounds_done", "checkpoint", "best_checkpoint")]
+    assert names == [5, "round_0005", "round_0003"]
+    number, tensors = best_model(run.path)
+    assert number == 3
+    assert tensors["x"].unique().tolist() == [1.0]
+    assert final_model(run.path)["x"].unique().tolist() == [2.5]
+    assert run.model(4)["x"].unique().tolist() == [1.5]
+
+
+def test_the_history_is_read_from_the_folder_after_an_interruption(tmp_path: Path, make_job: MakeJob) -> None:
+    run = stopped_run(tmp_path / "run", make_job(**RULE))
+    again = RunFolder(run.path, make_job(**RULE))
+    assert again.verdict() == run.verdict()
+    with (run.path / "evaluation.jsonl").open("a") as file:
+        file.write('{"round": 1, "site": "alpha", "scal')  # a crash
+    assert again.verdict() == run.verdict()
+
+
+def test_a_run_that_ends_by_itself_has_a_best_round_too(tmp_path: Path, make_job: MakeJob) -> None:
+    run = stopped_run(tmp_path / "run", make_job(**RULE | {"rounds": 4}), LOSSES[:4])
+    assert judge(run.path) == (True, [])
+    assert json.loads((run.path / "manifest.json").read_text())["stopped"] is None
+    assert best_model(run.path)[0] == 3
+    late = stopped_run(tmp_path / "late", make_job(**RULE | {"rounds": 5}))  # the rule fires when all is done anyway
+    assert json.loads((late.path / "manifest.json").read_text())["stopped"] is None
+
+
+def test_judge_asks_the_rule_again(tmp_path: Path, make_job: MakeJob) -> None:
+    run = stopped_run(tmp_path / "run", make_job(**RULE))
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    edit(run.path / "manifest.json", stopped=None)
+    judged(run.path, "the final model is that after 5 of 6 rounds", "5 of 6 rounds were done")
+    edit(run.path / "manifest.json", stopped=manifest["stopped"], best_round=5)
+    judged(run.path, "the best round of the manifest is not that of the run's measurements")
+    edit(run.path / "manifest.json", best_round=3, best_sha256="0")
+    judged(run.path, "the best model does not match the manifest's checksum")
+    edit(run.path / "manifest.json", best_sha256=manifest["best_sha256"])
+    assert judge(run.path) == (True, [])
+    lines = (run.path / "evaluation.jsonl").read_text().splitlines(keepends=True)
+    (run.path / "evaluation.jsonl").write_text("".join(lines[:-1]))
+    judged(run.path, "the manifest says that a rule stopped the run, and the run's measurements do not")
+
+
+def test_a_run_that_failed_was_not_stopped_by_rule(tmp_path: Path, make_job: MakeJob) -> None:
+    run = stopped_run(tmp_path / "run", make_job(**RULE))
+    run.finish(5, ["alpha"], FederationError(Code.ROUND_FAILED, "too few sites"))
+    assert json.loads((run.path / "manifest.json").read_text())["stopped"] is None
+    assert not judge(run.path)[0]

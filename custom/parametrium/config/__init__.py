@@ -21,6 +21,8 @@ from parametrium.config.job import (
     OptimiserConfig,
     OrdinalVariable,
     PreparationConfig,
+    RiseRule,
+    StoppingConfig,
     WindowRule,
 )
 from parametrium.config.objectives import (
@@ -74,9 +76,11 @@ __all__ = [
     "Positive",
     "PreparationConfig",
     "ReconstructionConfig",
+    "RiseRule",
     "SeriesRule",
     "SiteConfig",
     "SoftContrastiveConfig",
+    "StoppingConfig",
     "TemplateReconstructionConfig",
     "WindowRule",
     "job_schema",

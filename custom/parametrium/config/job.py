@@ -262,6 +262,30 @@ class EvaluationConfig(Strict):
     """Sites draw pictures into their own folder; they never travel."""
 
 
+class RiseRule(Strict):
+    """A rise ends the run: so many measurements in a row above a factor times the lowest one before them."""
+
+    factor: Annotated[float, Field(ge=1)] = 1.0
+    """Measurements above this times the lowest one before count as risen; 1: any that is higher."""
+    patience: Count = 3
+    """So many risen measurements in a row end the run."""
+
+
+class StoppingConfig(Strict):
+    """When the run ends before its last round, by what sites measure every ``evaluation.every`` rounds.
+
+    Judged are means over the sites, weighted by their held-out volumes. Both rules are off by default; the run ends by
+    the first that finds a rise. The best round is the measured one with the lowest number of that rule.
+    """
+
+    background: RiseRule | None = None
+    """Attention rollout outside the body (monitor/attention/background): overfitting leaks into the background."""
+    held_out_loss: RiseRule | None = None
+    """Sum of the objectives' losses on held-out patients (evaluation/loss/...), with the objectives' weights."""
+    after: Annotated[int, Field(ge=0)] = 0
+    """Measurements before so many rounds are not judged: the first ones say little."""
+
+
 class JobConfig(Strict):
     """What is learned: the same for every site, and without any path."""
 
@@ -295,6 +319,7 @@ class JobConfig(Strict):
     clinical: tuple[ClinicalVariable, ...] = ()
     """Schema of the clinical variables that make patients alike."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    stopping: StoppingConfig = StoppingConfig()
 
     @field_validator("modalities")
     @classmethod
@@ -328,6 +353,11 @@ class JobConfig(Strict):
             raise ValueError("clinical: each name may be listed once")
         if self.evaluation.probe is not None and self.evaluation.probe not in names:
             raise ValueError(f"evaluation.probe must be one of the clinical variables {names}")
+        if self.stopping.background or self.stopping.held_out_loss:
+            if not self.evaluation.every:
+                raise ValueError("stopping needs evaluation.every: with 0 nothing is measured before the last round")
+            if self.stopping.background and not self.evaluation.monitors:
+                raise ValueError("stopping.background needs evaluation.monitors: true")
         return self
 
     @property

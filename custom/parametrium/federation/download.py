@@ -1,8 +1,8 @@
-"""What a coordinator gets with the admin console's ``download_job``: the run's record and its final model.
+"""What a coordinator gets with the admin console's ``download_job``: the run's record, its final and its best model.
 
-The run folder stays on the server, where the coordinator may have no account. A copy of what ``judge`` and
-``final_model`` read is therefore put into the job's FLARE workspace, which FLARE keeps with the job and hands out to
-its submitter. Site folders are not part of it.
+The run folder stays on the server, where the coordinator may have no account. A copy of what ``judge``,
+``final_model`` and ``best_model`` read is therefore put into the job's FLARE workspace, which FLARE keeps with the job
+and hands out to its submitter. Site folders are not part of it.
 """
 
 import json
@@ -29,8 +29,8 @@ def offer_download(run: Path, workspace: Path) -> None:
         for name in RECORD:
             if (run / name).exists():
                 shutil.copyfile(run / name, target / name)
-        checkpoint = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["checkpoint"]
-        if checkpoint:
+        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+        for checkpoint in {manifest["checkpoint"], manifest["best_checkpoint"]} - {None}:
             shutil.copytree(run / "checkpoints" / checkpoint, target / "checkpoints" / checkpoint)
     except OSError as error:
         log.warning("the run cannot be offered for download (%s); it is in the server's run folder", error.strerror)

@@ -89,12 +89,18 @@ class _Run:
         model: dict[str, Tensor] = {name: p.detach() for name, p in initial.named_parameters()}
         self.folder.save_model(0, model)
         self._open()
-        self._evaluate(model, final=False)
+        self._evaluate(0, model, final=False)
         for number in range(self.job.rounds):
             model = self._round(number, model, owners)
             self.rounds_done = number + 1
             if evaluation_due(self.job, self.rounds_done):
-                self._evaluate(model, final=self.rounds_done == self.job.rounds)
+                self._evaluate(self.rounds_done, model, final=self.rounds_done == self.job.rounds)
+                if (verdict := self.folder.verdict()).stopped_by:
+                    log.info("the run ends after %d rounds: %s", self.rounds_done, verdict.reason)
+                    break
+        best = self.folder.verdict().best_round
+        if best is not None and not best == self.rounds_done == self.job.rounds:
+            self._evaluate(best, self.folder.model(best), final=True)
 
     def _open(self) -> None:
         answers = self._ask(OPEN, task_message(0), self.sites)
@@ -140,15 +146,16 @@ class _Run:
         check_update(update, model, round_number=number, max_norm=self.job.aggregation.max_update_norm)
         return update
 
-    def _evaluate(self, model: Mapping[str, Tensor], final: bool) -> None:
+    def _evaluate(self, rounds: int, model: Mapping[str, Tensor], final: bool) -> None:
+        """Asks the sites to measure the global model after so many rounds."""
         present = [site for site in self.sites if site not in self.absent]
-        answers = self._ask(EVALUATE, task_message(self.rounds_done, model, final), present)
+        answers = self._ask(EVALUATE, task_message(rounds, model, final), present)
         for site in present:
             try:
                 scalars = check_scalars(self.job, read_scalars(answers.get(site), site))
-                self.folder.add_evaluation(self.rounds_done, site, scalars)
+                self.folder.add_evaluation(rounds, site, scalars)
             except ParametriumError as error:
-                log.warning("evaluation after %d rounds: %s", self.rounds_done, error)
+                log.warning("evaluation after %d rounds: %s", rounds, error)
 
     def _ask(self, name: str, message: Shareable, sites: Sequence[str]) -> Answers:
         """Sends a task to sites and collects what comes before the deadline, by site."""

@@ -73,7 +73,8 @@ def _page(run: RunRecord) -> dict[str, Any]:
     return {
         "name": run.job.name if run.job else "Unknown job",
         "state": run.state,
-        "status": f"{STATES[run.state]}: {done} of {planned or 'an unknown number of'} rounds",
+        "status": f"{STATES[run.state]}: {done} of {planned or 'an unknown number of'} rounds"
+        + (", stopped by rule" if run.stopped else ""),
         "reasons": _listed(run.reasons),
         "missing": _listed(_gaps(run)),
         "facts": _facts(run),
@@ -109,6 +110,10 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     if run.job is None:
         return facts
     job = run.job
+    if run.stopped:
+        facts.append(("Stopped by rule", run.stopped))
+    if run.best_round is not None:
+        facts.append(("Best round", f"the model after {run.best_round} rounds; what follows was measured under it"))
     weights = (f"{o.kind.replace('_', ' ')} (weight {o.weight:g})" for o in job.objectives)
     size = [n * s for n, s in zip(job.crop, job.preparation.spacing_mm, strict=True)]
     return [
@@ -148,7 +153,8 @@ def _gaps(run: RunRecord) -> list[str]:
         gaps.append("the run is still going on, or was cut off: this page shows what was written so far")
     if run.damaged:
         gaps.append(f"lines of the run's records that could not be read and are left out: {run.damaged}")
-    if len(run.rounds) < run.rounds_planned:
+    planned = len(run.rounds) if run.stopped else run.rounds_planned
+    if len(run.rounds) < planned:
         gaps.append(f"{run.rounds_planned - len(run.rounds)} of {run.rounds_planned} rounds were not done")
     for site in run.sites:
         measured = run.after(site)[0]
@@ -156,7 +162,7 @@ def _gaps(run: RunRecord) -> list[str]:
             gaps.append(f"{site} did not open its cohort")
         elif not measured:
             gaps.append(f"{site} has no evaluation of a trained model")
-        elif measured < run.rounds_planned:
+        elif measured < planned and not (run.state == "complete" and measured == run.best_round):
             gaps.append(f"{site} has no final evaluation; its last is after {measured} of {run.rounds_planned} rounds")
     return gaps
 

@@ -63,8 +63,26 @@ class RunRecord:
         """What a site measured before the first round."""
         return self.evaluations.get(site, {}).get(0, {})
 
+    @property
+    def stopped(self) -> str:
+        """Why a rule ended the run before its last round; empty where none did."""
+        stopped = self.manifest.get("stopped")
+        return str(stopped.get("reason", "")) if isinstance(stopped, dict) else ""
+
+    @property
+    def best_round(self) -> int | None:
+        """The round whose model the job's stopping rule found best; None where no rule was on or nothing was found."""
+        rules = self.job.stopping if self.job else None
+        best = self.manifest.get("best_round")
+        return best if isinstance(best, int) and rules and (rules.background or rules.held_out_loss) else None
+
     def after(self, site: str) -> tuple[int, Scalars]:
-        """The last measurement of a site after at least one round, and after how many; (0, nothing) where none is."""
+        """A site's measurement of the best round, or else its last after a round, and after how many rounds.
+
+        (0, nothing) where there is none.
+        """
+        if self.best_round and self.best_round in self.evaluations.get(site, {}):
+            return self.best_round, self.evaluations[site][self.best_round]
         last = max((n for n in self.evaluations.get(site, {}) if n > 0), default=0)
         return (last, self.evaluations[site][last]) if last else (0, {})
 

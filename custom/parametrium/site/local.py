@@ -50,6 +50,11 @@ def train_locally(job: JobConfig, site: SiteConfig, out: Path) -> Path:
             if evaluation_due(job, rounds):
                 scalars = trainer.evaluate(rounds, model, final=rounds == job.rounds)
                 folder.add_evaluation(rounds, site.site, scalars)
+                if folder.verdict().stopped_by:
+                    break
+        best = folder.verdict().best_round
+        if best is not None and not best == rounds == job.rounds:
+            folder.add_evaluation(best, site.site, trainer.evaluate(best, folder.model(best), final=True))
         trainer.close()
     except ParametriumError as error:
         folder.finish(rounds, [site.site], error)

@@ -7,7 +7,7 @@
         evaluation.jsonl            one JSON object an evaluation: round, site, scalars
         checkpoints/round_0003/     the global model after that round
         tensorboard/<site>/         the scalars that travelled
-        manifest.json               status, rounds done, final checkpoint and its checksum: the only witness of success
+        manifest.json               status, rounds done, final and best checkpoint, checksums: the witness of success
         sites/<site>/               in a simulation on one machine: the sites' own folders; they never travel
 
 Everything is keyed by round and only appended; a line is on the disk before the next round begins.
@@ -30,6 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 from parametrium.config import JobConfig, parse_job
 from parametrium.errors import Code, FederationError, ParametriumError, public_text
 from parametrium.model.modality import Owner
+from parametrium.monitor.stopping import Verdict, judged, measurements
 from parametrium.training.checkpoint import (
     TENSORS,
     file_digest,
@@ -146,22 +147,43 @@ class RunFolder:
             "job": self.job.model_dump(mode="json"),
             "rng": {"seed": self.job.seed, "step": number * self.job.local_steps},
         }
-        return save_checkpoint(self.path / "checkpoints" / f"round_{number:04d}", model, meta)
+        return save_checkpoint(self.path / "checkpoints" / _checkpoint(number), model, meta)
+
+    def model(self, number: int) -> dict[str, Tensor]:
+        """The global model after so many rounds; raises as ``load_checkpoint``."""
+        return load_checkpoint(self.path / "checkpoints" / _checkpoint(number))[0]
+
+    def verdict(self) -> Verdict:
+        """What the job's stopping rule says of everything that was measured so far, also before an interruption."""
+        return _verdict(self.path, self.job)
 
     def finish(self, rounds_done: int, sites: Sequence[str], error: BaseException | None = None) -> None:
-        """Writes the manifest: the run is complete, or why it is not."""
+        """Writes the manifest: the run is complete, or why it is not; whether a rule ended it; which round is best.
+
+        Without a rule, or where nothing was measured, the last round counts as the best.
+        """
         for writer in self._writers.values():
             writer.close()
-        name = f"round_{rounds_done:04d}"
+        name = _checkpoint(rounds_done)
         final = find_checkpoint(self.path / "checkpoints" / name)
+        verdict = self.verdict()
+        best = rounds_done if verdict.best_round is None else verdict.best_round
+        kept = find_checkpoint(self.path / "checkpoints" / _checkpoint(best))
+        stopped = verdict.stopped_by is not None and error is None and rounds_done < self.job.rounds
         manifest: dict[str, Any] = {
             "run": self.job.name,
             "status": "failed" if error else "complete",
             "rounds_done": rounds_done,
             "rounds_planned": self.job.rounds,
+            "stopped": {"after_rounds": rounds_done, "rule": verdict.stopped_by, "reason": verdict.reason}
+            if stopped
+            else None,
             "sites": sorted(sites),
             "checkpoint": name if final else None,
             "sha256": file_digest(final / TENSORS) if final else None,
+            "best_round": best if kept else None,
+            "best_checkpoint": _checkpoint(best) if kept else None,
+            "best_sha256": file_digest(kept / TENSORS) if kept else None,
             "error": public_text(error) if error else None,
         }
         _write(self.path / "manifest.json", json.dumps(manifest, indent=1))
@@ -210,9 +232,12 @@ def judge(path: Path) -> tuple[bool, list[str]]:
     reasons = [str(error)] if error else []
     if status != "complete" and not reasons:
         reasons.append(f"the run's status is {status}")
-    if status == "complete" and done != job.rounds:
+    stopped = manifest.get("stopped") is not None
+    planned = done if stopped and isinstance(done, int) else job.rounds
+    if status == "complete" and done != planned:
         reasons.append(f"the final model is that after {done} of {job.rounds} rounds")
-    reasons += _round_faults(path, job) + _model_faults(path, manifest)
+    reasons += _round_faults(path, job, planned) + _stopping_faults(path, job, manifest)
+    reasons += _model_faults(path, manifest)
     return not reasons, reasons
 
 
@@ -226,6 +251,19 @@ def final_model(path: Path) -> dict[str, Tensor]:
     if not name:
         raise FederationError(Code.RUN_INVALID, "the run ended without a checkpoint", site_detail=str(path))
     return load_checkpoint(path / "checkpoints" / str(name))[0]
+
+
+def best_model(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """The best round by the job's own rule, as the manifest names it, and its tensors; the last where no rule was on.
+
+    Raises:
+        FederationError: PM503 when the run has none.
+    """
+    manifest = _read_manifest(path)
+    number, name = manifest.get("best_round"), manifest.get("best_checkpoint")
+    if not isinstance(number, int) or not name:
+        raise FederationError(Code.RUN_INVALID, "the run ended without a checkpoint", site_detail=str(path))
+    return number, load_checkpoint(path / "checkpoints" / str(name))[0]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -263,11 +301,43 @@ def _read_rounds(path: Path) -> tuple[list[tuple[int, int]], int]:
     return rounds, len(lines) - len(rounds)
 
 
-def _round_faults(path: Path, job: JobConfig) -> list[str]:
+def _checkpoint(number: int) -> str:
+    return f"round_{number:04d}"
+
+
+def _verdict(path: Path, job: JobConfig) -> Verdict:
+    """The rule on ``evaluation.jsonl``; a line that was cut off or holds no numbers is passed over."""
+    records = []
+    try:
+        lines = (path / "evaluation.jsonl").read_bytes().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            scalars = {str(name): float(value) for name, value in record["scalars"].items()}
+            records.append({"round": int(record["round"]), "site": str(record["site"]), "scalars": scalars})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+    return judged(measurements(records, job), job.stopping)
+
+
+def _stopping_faults(path: Path, job: JobConfig, manifest: Mapping[str, Any]) -> list[str]:
+    """Whether the rule, asked again, says what the manifest says."""
+    verdict, faults = _verdict(path, job), []
+    stopped = manifest.get("stopped")
+    if stopped is not None and (not isinstance(stopped, dict) or stopped.get("rule") != verdict.stopped_by):
+        faults.append("the manifest says that a rule stopped the run, and the run's measurements do not")
+    if verdict.best_round is not None and manifest.get("best_round") != verdict.best_round:
+        faults.append("the best round of the manifest is not that of the run's measurements")
+    return faults
+
+
+def _round_faults(path: Path, job: JobConfig, planned: int) -> list[str]:
     rounds, damaged = _read_rounds(path / "rounds.jsonl")
     faults = [f"{damaged} lines of rounds.jsonl are damaged"] if damaged else []
-    if [number for number, _ in rounds] != list(range(job.rounds)):
-        faults.append(f"{len(rounds)} of {job.rounds} rounds were done")
+    if [number for number, _ in rounds] != list(range(planned)):
+        faults.append(f"{len(rounds)} of {planned} rounds were done")
     faults += [
         f"round {number} had {accepted} of at least {job.minimum_sites} contributions"
         for number, accepted in rounds
@@ -277,15 +347,27 @@ def _round_faults(path: Path, job: JobConfig) -> list[str]:
 
 
 def _model_faults(path: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """The final model, and the best where that is another round's."""
+    faults = _checkpoint_faults(path, "final", manifest.get("checkpoint"), manifest.get("sha256"))
+    best = manifest.get("best_checkpoint")
+    if best is not None and best != manifest.get("checkpoint"):
+        faults += _checkpoint_faults(path, "best", best, manifest.get("best_sha256"))
+    return faults
+
+
+def _checkpoint_faults(path: Path, which: str, name: object, digest: object) -> list[str]:
+    if not name:
+        return [f"{Code.RUN_INVALID.code} the run ended without a checkpoint"]
+    folder = path / "checkpoints" / str(name)
     try:
-        tensors = final_model(path)
-        found = find_checkpoint(path / "checkpoints" / str(manifest["checkpoint"]))
-        if found is None or file_digest(found / TENSORS) != manifest.get("sha256"):
-            return ["the final model does not match the manifest's checksum"]
+        tensors = load_checkpoint(folder)[0]
+        found = find_checkpoint(folder)
+        if found is None or file_digest(found / TENSORS) != digest:
+            return [f"the {which} model does not match the manifest's checksum"]
     except ParametriumError as error:
         return [str(error)]
     broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
-    return [f"{broken} tensors of the final model are not finite"] if broken else []
+    return [f"{broken} tensors of the {which} model are not finite"] if broken else []
 
 
 def _csv_rows(number: int, contributions: Sequence[Contribution]) -> str:

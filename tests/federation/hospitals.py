@@ -84,7 +84,8 @@ def environment(folder: Path, faults: Mapping[str, Mapping[int, str]]) -> dict[s
     """Environment for a command whose trainers misbehave as planned and record their honest updates in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"faults": faults, "sentinel": SENTINEL, "record": str(folder)}
-    return {**os.environ, "PYTHONPATH": str(FAULTS), "PARAMETRIUM_TEST_FAULTS": json.dumps(plan)}
+    places = os.pathsep.join([str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": places, "PARAMETRIUM_TEST_FAULTS": json.dumps(plan)}
 
 
 def run_command(*arguments: str | Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:

@@ -169,3 +169,21 @@ def test_one_site_alone_learns_the_same_with_and_without_a_federation(tmp_path: 
 
 def owners_of(job: Path) -> dict[str, Owner]:
     return dict(tensor_owners(build_model(load_job(job))))
+
+
+def test_a_rule_ends_a_federation_as_it_ends_a_site_alone(tmp_path: Path) -> None:
+    """So high a learning rate cannot lower the held-out loss in every round."""
+    site = write_site(tmp_path, "alpha", ["CT", "T1"])
+    rule = {"stopping": {"held_out_loss": {"patience": 1}}, "optimiser": {"learning_rate": 0.3}, "rounds": 12}
+    job = write_job(tmp_path / "job.yaml", **rule, evaluation={"crops": 1, "pictures": False, "every": 1})
+    env = environment(tmp_path / "recorded", {})
+    federated = run_command("simulate", job, site, "--out", tmp_path / "one", "--timeout", "200", env=env)
+    local = run_command("train", job, site, "--out", tmp_path / "two", env=env)
+    assert (federated.returncode, local.returncode) == (0, 0), federated.stderr + local.stderr
+    one, two = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two"))
+    assert one == two
+    assert one["stopped"]["rule"] == "held_out_loss"
+    assert one["best_round"] < one["rounds_done"] < 12
+    assert judge(tmp_path / "one") == (True, [])
+    last = read_lines(tmp_path / "one" / "evaluation.jsonl")[-1]
+    assert last["round"] == one["best_round"]

@@ -7,16 +7,17 @@ global random state is left as it was.
 D H W voxels of a crop, L patches, K visible, Q masked, V voxels of a patch.
 """
 
+import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.image import imread
 from torch import Tensor
-from torch.nn import functional as F
 
 from parametrium.config import JobConfig
 from parametrium.data.batch import Batch
@@ -33,11 +34,15 @@ from parametrium.objectives.target import Target
 from parametrium.report.embedding import draw_map, save_points
 from parametrium.report.learned_templates import draw_templates
 from parametrium.report.planes import Image, Item, Panel, draw_items
+from parametrium.report.rollouts import Overlay, heat_of, load_overlays, overlay_of, save_overlays, shown_rounds
 
 log = logging.getLogger(__name__)
 
 SHOWN = 2
 """Patients of each modality that are shown."""
+
+ROLLOUTS = "rollouts"
+"""Folder of the rollouts of all measured rounds, beside the pictures."""
 
 PAIRS = 6
 """Ordered pairs of modalities that are shown."""
@@ -63,11 +68,12 @@ ABOUT = {
         "is, beside the mean of the held-out patients in the same coordinates. It should come to resemble the mean; "
         "where one patient can be recognised in it, too few trained it.",
     ),
-    "class_attention": (
-        "Attention of the class token",
-        "Planes through its highest point; last block, mean over the heads, interpolated from patches to voxels. "
-        "Coloured is what gets more than even attention (1). No objective reads the class token itself: this shows "
-        "what it gathers, not what a decision would rest on.",
+    "attention_rollout": (
+        "Attention rollout along the rounds",
+        "Where the mean of the patch tokens comes from, followed back through all blocks; middle planes of a crop in "
+        "the middle of the body, interpolated from patches to voxels. Coloured is what gets more than even attention. "
+        "Above each picture, the share of the attention outside the body, to be compared with the share of the crop "
+        "that lies there. It shows where information comes from, not what a decision would rest on.",
     ),
     "embeddings": (
         "Map of features",
@@ -79,20 +85,23 @@ ABOUT = {
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """What is drawn: the model in evaluation mode, the job, the site's name and its held-out patients."""
+class Scene:
+    """What is drawn: the model in evaluation mode, the job, the site's name, its held-out patients, finished rounds."""
 
     model: PretrainingModel
     job: JobConfig
     site: str
     patients: Sequence[PreparedPatient]
+    rounds: int = 0
 
     @property
     def patch(self) -> int:
+        """Edge of a patch, voxels."""
         return self.model.encoder.shape.patch
 
     @property
     def grid(self) -> tuple[int, int, int]:
+        """Patches of a crop along D, H, W."""
         d, h, w = self.job.crop
         return (d // self.patch, h // self.patch, w // self.patch)
 
@@ -114,9 +123,18 @@ class _Scene:
             found += own[:SHOWN]
         return found
 
+    def named(self) -> list[tuple[str, int, PreparedVolume]]:
+        """The examples with a name each, for instance ``CT-1``: modality, and number of the patient."""
+        return [(f"{volume.modality}-{patient + 1}", patient, volume) for patient, volume in self.examples()]
+
 
 def draw_pictures(
-    model: PretrainingModel, held_out: Sequence[PreparedPatient], job: JobConfig, site: str, folder: Path
+    model: PretrainingModel,
+    held_out: Sequence[PreparedPatient],
+    job: JobConfig,
+    site: str,
+    folder: Path,
+    rounds: int = 0,
 ) -> list[str]:
     """Draws every picture for which the site has something to show.
 
@@ -128,18 +146,19 @@ def draw_pictures(
         job: crop, modalities, objectives, seed.
         site: name of the site.
         folder: where to; made, readable by its owner alone.
+        rounds: finished rounds of this model; earlier ones come from what ``keep_rollouts`` left in the folder.
 
     Returns:
         Names of the pictures that were drawn.
     """
-    draw: dict[str, Callable[[_Scene, Path], bool]] = {
+    draw: dict[str, Callable[[Scene, Path], bool]] = {
         "masked_reconstruction": _masked_reconstruction,
         "cross_modal_reconstruction": _cross_modal_reconstruction,
         "templates": _templates,
-        "class_attention": _class_attention,
+        "attention_rollout": _attention_rollout,
         "embeddings": _embeddings,
     }
-    scene = _Scene(model, job, site, held_out[: job.evaluation.patients])
+    scene = Scene(model, job, site, held_out[: job.evaluation.patients], rounds)
     drawn = []
     training = model.training
     model.eval()
@@ -155,6 +174,29 @@ def draw_pictures(
     finally:
         model.train(training)
     return drawn
+
+
+def keep_rollouts(scene: Scene, folder: Path) -> Image | None:
+    """Keeps this round's rollouts in a site's folder of pictures, and draws them.
+
+    A failure is logged by its public reason: a run does not fail for a picture.
+
+    Returns:
+        [height, width, 3] in [0, 1]; None where the site has no held-out volume, or drawing failed.
+    """
+    try:
+        overlays = rollouts_of(scene)
+        if not overlays:
+            return None
+        save_overlays(folder / ROLLOUTS, scene.rounds, overlays)
+        content = io.BytesIO()
+        draw_items(content, rollout_items(scene, overlays, {}), scene.job.preparation.spacing_mm, 2 * SHOWN)
+        content.seek(0)
+        drawn: Image = imread(content, format="png")[..., :3]
+        return drawn
+    except Exception as error:
+        log.warning("the attention rollout was not drawn: %s", public_text(error))
+        return None
 
 
 def central_corner(volume: PreparedVolume, extent: Corner) -> Corner:
@@ -178,7 +220,7 @@ def restored(predicted: Tensor, true: Tensor, target: Target) -> Tensor:
     return predicted * deviation + true.mean(-1, keepdim=True)
 
 
-def _masked_reconstruction(scene: _Scene, path: Path) -> bool:
+def _masked_reconstruction(scene: Scene, path: Path) -> bool:
     if "masked_reconstruction" not in scene.model.objectives:
         return False
     objective = scene.model.objective("masked_reconstruction")
@@ -193,7 +235,7 @@ def _masked_reconstruction(scene: _Scene, path: Path) -> bool:
     return _draw(path, items, scene, SHOWN)
 
 
-def _cross_modal_reconstruction(scene: _Scene, path: Path) -> bool:
+def _cross_modal_reconstruction(scene: Scene, path: Path) -> bool:
     if "cross_modal_reconstruction" not in scene.model.objectives:
         return False
     objective = scene.model.objective("cross_modal_reconstruction")
@@ -213,30 +255,55 @@ def _cross_modal_reconstruction(scene: _Scene, path: Path) -> bool:
     return _draw(path, items, scene, 2)
 
 
-def _templates(scene: _Scene, path: Path) -> bool:
+def _templates(scene: Scene, path: Path) -> bool:
     templates = scene.model.encoder.templates
     return templates is not None and draw_templates(path, templates, scene.patients[:MAPPED], scene.job)
 
 
-def _class_attention(scene: _Scene, path: Path) -> bool:
-    encoder, items = scene.model.encoder, []
-    for patient, volume in scene.examples():
+def rollout_items(
+    scene: Scene, overlays: Mapping[str, Overlay], earlier: Mapping[int, Mapping[str, Overlay]]
+) -> list[Item]:
+    """One item a volume: its crop, and its attention in some of the earlier rounds and in this one.
+
+    Args:
+        scene: what is drawn.
+        overlays: of this round, as ``rollouts_of`` gives them.
+        earlier: by round, those that were kept; an item shows the rounds in which its volume has a map.
+    """
+    items = []
+    for name, patient, volume in scene.named():
         batch = scene.batch([volume], central_corner(volume, scene.job.crop))
-        tokens, windows = encoder.tokens(batch.images, batch.modality, scene.job.preparation.spacing_mm)
-        last = encoder.attention_maps(tokens, windows)[-1].weights[:, 0, 0, encoder.extras :]
-        attention = last if windows is None else windows.restore(last[..., None])[..., 0]
-        attention = attention * tokens.shape[1]  # 1: as much as every other patch
-        coarse = attention.float().reshape(1, 1, *scene.grid)
-        heat = _array(F.interpolate(coarse, size=scene.job.crop, mode="trilinear", align_corners=False)[0, 0])
-        image, window = _array(batch.images[0]), _window(batch, 0)
-        title = f"attention, 1 to {float(attention.max()):.1f}"
-        panels = (Panel("crop", image, window), Panel(title, image, window, overlay=np.maximum(heat - 1, 0)))
-        d, h, w = np.unravel_index(int(heat.argmax()), heat.shape)
-        items.append(Item(f"{volume.modality}, patient {patient + 1}", panels, (int(d), int(h), int(w))))
-    return _draw(path, items, scene, 2 * SHOWN)
+        image, window, overlay = _array(batch.images[0]), _window(batch, 0), overlays[name]
+        by_round = {n: own[name] for n, own in earlier.items() if name in own} | {scene.rounds: overlay}
+        panels = [Panel("crop", image, window)]
+        for n in shown_rounds(sorted(by_round)):
+            share = 100 * by_round[n].numbers["background"]
+            heat = heat_of(by_round[n].relative, scene.job.crop)
+            panels.append(Panel(f"round {n}: {share:.0f} % outside", image, window, overlay=heat))
+        even = 100 * overlay.numbers["background_share"]
+        title = f"{volume.modality}, patient {patient + 1}: {even:.0f} % of it outside the body"
+        items.append(Item(title, tuple(panels)))
+    most = max((len(item.panels) for item in items), default=0)
+    return [item for item in items if len(item.panels) == most]
 
 
-def _embeddings(scene: _Scene, path: Path) -> bool:
+def _attention_rollout(scene: Scene, path: Path) -> bool:
+    earlier = load_overlays(path.parent / ROLLOUTS, scene.grid)
+    items = rollout_items(scene, rollouts_of(scene), earlier)
+    return _draw(path, items, scene, 1 if items and len(items[0].panels) > 3 else SHOWN)
+
+
+def rollouts_of(scene: Scene) -> dict[str, Overlay]:
+    """By name of the volume, the rollout of the crop in the middle of its body."""
+    found = {}
+    for name, _, volume in scene.named():
+        batch = scene.batch([volume], central_corner(volume, scene.job.crop))
+        modality = int(batch.modality[0])
+        found[name] = overlay_of(scene.model.encoder, batch.images[0], batch.body[0], modality, scene.job)
+    return found
+
+
+def _embeddings(scene: Scene, path: Path) -> bool:
     extractor = {"model": encoder_features(scene.model, scene.job)}
     features = patient_features(scene.patients[:MAPPED], extractor, scene.job, scene.site, "map")["model"]
     if not features:
@@ -249,7 +316,7 @@ def _embeddings(scene: _Scene, path: Path) -> bool:
 
 
 def _reconstruction_panels(
-    scene: _Scene, batch: Batch, masked: Tensor, predicted: Tensor, target: Target, modality: str
+    scene: Scene, batch: Batch, masked: Tensor, predicted: Tensor, target: Target, modality: str
 ) -> tuple[Panel, ...]:
     """The first crop of a batch: as it is, as the encoder saw it, as it came back, and the error."""
     patches = patchify(batch.images[:1], scene.patch)
@@ -268,7 +335,7 @@ def _reconstruction_panels(
     )
 
 
-def _registered_pairs(scene: _Scene) -> list[tuple[int, PreparedVolume, PreparedVolume]]:
+def _registered_pairs(scene: Scene) -> list[tuple[int, PreparedVolume, PreparedVolume]]:
     """For every ordered pair of modalities, the first patient that has both in one frame."""
     found = []
     for first, second in permutations(scene.job.modalities, 2):
@@ -295,7 +362,7 @@ def _window(batch: Batch, row: int) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def _draw(path: Path, items: Sequence[Item], scene: _Scene, beside: int) -> bool:
+def _draw(path: Path, items: Sequence[Item], scene: Scene, beside: int) -> bool:
     if not items:
         return False
     draw_items(path, items, scene.job.preparation.spacing_mm, beside)

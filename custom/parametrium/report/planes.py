@@ -10,7 +10,7 @@ Crops are [D, H, W] along right, anterior, superior (RAS+): a higher index lies 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -89,25 +89,28 @@ def plane_of(volume: Image, plane: Plane, index: int | None = None) -> Image:
     return picture
 
 
-def draw_items(path: Path, items: Sequence[Item], spacing_mm: Spacing, beside: int) -> None:
+def draw_items(
+    target: Path | BinaryIO, items: Sequence[Item], spacing_mm: Spacing, beside: int, dpi: int = _DPI
+) -> None:
     """Writes a page: each item is a block of three rows of planes, one column a panel.
 
     Args:
-        path: PNG to write.
+        target: PNG to write.
         items: equally many panels each.
         spacing_mm: of the voxels, along right, anterior, superior.
         beside: items next to each other.
+        dpi: dots an inch; a plane is about 1.3 inches wide.
     """
     beside = min(beside, len(items))
     block = (len(items[0].panels) * _CELL + _BETWEEN, len(ACROSS) * _CELL + _HEAD + _FOOT)
     size = (beside * block[0] - _BETWEEN, -(-len(items) // beside) * block[1])
-    page = Figure(figsize=size, dpi=_DPI)
+    page = Figure(figsize=size, dpi=dpi)
     # One pair of axes in inches for the whole page: a pair for each plane takes seconds.
     axes = page.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0), autoscale_on=False)
     axes.set_axis_off()
     for index, item in enumerate(items):
         _draw_item(axes, item, spacing_mm, (index % beside * block[0], index // beside * block[1]))
-    page.savefig(path, facecolor="white")
+    page.savefig(target, format="png", facecolor="white")
 
 
 def _draw_item(axes: Any, item: Item, spacing_mm: Spacing, corner: Place) -> None:

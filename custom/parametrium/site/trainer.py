@@ -108,10 +108,8 @@ class SiteTrainer:
         scalars |= measure_monitors(self.state.model, self.held_out, self.job, site)
         if final:
             scalars |= measure_features(self.state.model, self.training, self.held_out, self.job, site)
-            if self.job.evaluation.pictures:
-                from parametrium.report.pictures import draw_pictures  # matplotlib: slow to load, needed once
-
-                draw_pictures(self.state.model, self.held_out, self.job, site, self.folder / "pictures")
+        if self.job.evaluation.pictures:
+            self._draw(number, final)
         self._log(scalars, number)
         return scalars
 
@@ -158,6 +156,19 @@ class SiteTrainer:
         }
         facts |= {f"site/volumes/{modality}": count for modality, count in sorted(volumes.items())}
         return facts | {f"site/problems/{reason}": count for reason, count in sorted(reasons.items())}
+
+    def _draw(self, number: int, final: bool) -> None:
+        """Rollouts of this round, for TensorBoard and for the pictures along the rounds; all pictures at the end."""
+        # matplotlib is slow to load, and a job without pictures never needs it.
+        from parametrium.report.pictures import Scene, draw_pictures, keep_rollouts
+
+        model, job, site = self.state.model, self.job, self.site.site
+        scene = Scene(model, job, site, self.held_out[: job.evaluation.patients], number)
+        drawn = keep_rollouts(scene, self.folder / "pictures")
+        if drawn is not None:
+            self.writer.add_image("attention_rollout", drawn, number, dataformats="HWC")
+        if final:
+            draw_pictures(model, self.held_out, job, site, self.folder / "pictures", number)
 
     def _log(self, scalars: Mapping[str, float], number: int) -> None:
         for name, value in scalars.items():

@@ -119,6 +119,39 @@ def report(
     answer({"report": page}, as_json, lambda: say(page))
 
 
+@runs_app.command(epilog=example("rollout runs/one scan.nii.gz --modality CT --out rollout.png"))
+def rollout(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
+    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="a scan in a format that a cohort may hold")],
+    target: Annotated[Path, typer.Option("--out", metavar="FILE.png", help="the picture")],
+    modality: Annotated[
+        str | None, typer.Option(metavar="NAME", help="of the scan; may be left out where the job has one")
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option("--round", metavar="N", min=0, help="the model after N rounds; the best by default")
+    ] = None,
+    slope: Annotated[float, typer.Option(metavar="X", help="value = slope * stored + intercept")] = 1.0,
+    intercept: Annotated[float, typer.Option(metavar="X", help="see --slope")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw where the model looks in a scan: the picture shows a patient and is for this machine.
+
+    Numbers are means over crops of the scan that overlap by half; docs/monitors.md says what they mean.
+    """
+    from parametrium.report.volume_rollout import draw_volume_rollout
+
+    with progress("crops") as update:
+        found = draw_volume_rollout(run, volume, target, modality, number, (slope, intercept), update)
+
+    def show() -> None:
+        say(f"{target}: {found.modality}, after {found.rounds} rounds")
+        for name, value in found.numbers.items():
+            say(f"  {name}: {value:.4g}")
+
+    data = {"picture": str(target), "modality": found.modality, "round": found.rounds, "numbers": dict(found.numbers)}
+    answer(data, as_json, show)
+
+
 def _finish(folder: Path, as_json: bool) -> None:
     """Prints what the run's own manifest says, and exits by it."""
     from parametrium.training.run_folder import judge

@@ -295,6 +295,9 @@ def test_features_of_two_sites_are_drawn_on_common_components(tmp_path: Path, ma
     assert "Features by site and by patient" in page.text
     drawn = imread(BytesIO(base64.b64decode(str(page.named("img")[0]["src"]).partition(",")[2])))
     assert drawn.std() > 0.05
+    assert "Can the features tell the site?" in page.text
+    assert any(page.cells[n : n + 3] == ["CT", "2", "8"] for n in range(len(page.cells)))
+    assert "Can the features" not in Page(write_report(run)).text
     (run / "sites" / "beta" / "pictures" / "embeddings.json").write_text("{")
     assert "Features by site" not in Page(write_report(run, with_sites=True)).text
 

@@ -20,6 +20,7 @@ from parametrium.report.chart import Chart, line_chart
 from parametrium.report.comparison import Measurement, over_pairs, probes, reconstructions, retrievals
 from parametrium.report.monitors import by_rounds, held_out_charts, monitor_charts, monitors_table
 from parametrium.report.record import RunRecord, read_run
+from parametrium.report.site_leak import site_leak_table
 from parametrium.report.site_pictures import collect_pictures
 from parametrium.report.tables import (
     contributions_table,
@@ -59,7 +60,8 @@ def write_report(run: Path, with_sites: bool = False) -> Path:
     environment = Environment(
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template("report.html").render(page=_page(record), pictures=pictures)
+    leak = site_leak_table(run) if with_sites else None
+    text = environment.get_template("report.html").render(page=_page(record), pictures=pictures, leak=leak)
     partial = run / f".report.{os.getpid()}.partial"
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if pictures else 0o644)
     with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -14,6 +14,7 @@ It goes on where it was interrupted: a run that is complete is not repeated.
 import argparse
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,6 +37,7 @@ STOPPING = {"background": {"factor": 1.2, "patience": 3}, "held_out_loss": {"pat
 def write_cohort(folder: Path, training: int, held_out: int, seed: int) -> Path:
     """A phantom cohort whose first patients are held out, whatever the number of the others."""
     if not (folder / "cohort.csv").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # what an interruption left
         write_phantom(folder, patients=training + held_out, modalities=MODALITIES, seed=seed, site=SITE)
     with (folder / "cohort.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -143,7 +143,7 @@ def test_a_site_that_is_missing_counts_with_its_last_measurement(make_job: MakeJ
 
 def test_lines_of_one_round_and_site_are_one_measurement(make_job: MakeJob) -> None:
     facts = {"round": 0, "site": "a", "scalars": {"site/patients": 4.0}}
-    records = [facts, record(0, "a", 0.2), record(2, "a", 0.3), record(2, "a", 0.3, masked_reconstruction=1.0)]
+    records = [facts, record(0, "a", 0.2), record(2, "a", 0.3), record(2, "a", 0.4, masked_reconstruction=1.0)]
     assert measurements(records, make_job()) == [(0, 0.2, None), (2, 0.3, 1.0)]
     assert measurements([facts], make_job()) == []
 

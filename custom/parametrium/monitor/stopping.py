@@ -55,13 +55,15 @@ def measurements(records: Iterable[Mapping[str, Any]], job: JobConfig) -> list[M
     with the model.
 
     Args:
-        records: of ``evaluation.jsonl``: round, site and scalars, in any order of the rounds.
+        records: of ``evaluation.jsonl``: round, site and scalars, in any order of the rounds. Of a number that a site
+            measured twice after one round the first counts: what is measured again at the end decides nothing.
         job: the objectives' weights.
     """
     by_round: dict[int, dict[str, dict[str, float]]] = {}
     for record in records:
         own = by_round.setdefault(int(record["round"]), {}).setdefault(str(record["site"]), {})
-        own.update(record["scalars"])
+        for name, value in record["scalars"].items():
+            own.setdefault(name, value)
     known: dict[str, dict[str, float]] = {}
     found = []
     for number in sorted(by_round):

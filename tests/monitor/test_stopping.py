@@ -148,6 +148,14 @@ def test_lines_of_one_round_and_site_are_one_measurement(make_job: MakeJob) -> N
     assert measurements([facts], make_job()) == []
 
 
+def test_the_held_out_loss_counts_once_every_objective_has_begun(make_job: MakeJob) -> None:
+    kinds = [{"kind": "masked_reconstruction"}, {"kind": "soft_contrastive", "start": 0.4}]
+    records = [record(n, "a", 0.1, masked_reconstruction=1.0, soft_contrastive=1.0) for n in range(6)]
+    found = measurements(records, make_job(objectives=kinds, rounds=5))
+    assert [m.held_out_loss for m in found] == [None, None, 2.0, 2.0, 2.0, 2.0]
+    assert [m.background for m in found] == [0.1] * 6
+
+
 def test_a_rule_that_could_never_fire_is_refused(make_job: MakeJob) -> None:
     with pytest.raises(ConfigError, match=r"stopping needs evaluation.every"):
         make_job(stopping={"background": {}})

@@ -104,7 +104,8 @@ def test_a_picture_that_fails_does_not_fail_the_run(
     def broken(*_: object) -> None:
         raise OSError("/home/secret/patient7.nii")
 
-    monkeypatch.setattr(pictures, "central_corner", broken)
+    for name in ("central_corner", "edge_corner"):
+        monkeypatch.setattr(pictures, name, broken)
     with caplog.at_level(logging.WARNING):
         assert draw(make_job, tmp_path / "p", memory_patients(SETS)) == ["embeddings"]
     assert len(caplog.records) == 3

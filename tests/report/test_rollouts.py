@@ -11,12 +11,14 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cohort_files import small_cohort
-from memory_volumes import memory_patients
+from memory_volumes import memory_patients, memory_volume
 from parametrium.config import JobConfig, SiteConfig
 from parametrium.objectives.registry import PretrainingModel, build_model, initial_tensors
 from parametrium.report.pictures import ROLLOUTS, Scene, draw_pictures, keep_rollouts, rollout_items, rollouts_of
 from parametrium.report.rollouts import (
+    EDGE_SHARE,
     Overlay,
+    edge_corner,
     heat_of,
     load_overlays,
     overlay_of,
@@ -65,6 +67,19 @@ def test_few_rounds_are_shown_with_the_first_and_the_last(count: int) -> None:
     assert len(shown) == len(set(shown)) == min(count, 5)
     assert (shown[0], shown[-1]) == (rounds[0], rounds[-1])
     assert shown == sorted(shown)
+
+
+def test_the_crop_is_at_the_edge_of_the_body_and_in_the_volume() -> None:
+    for seed, extent in ((0, (16, 16, 16)), (1, (8, 12, 8))):
+        volume = memory_volume("CT", seed=seed, offset=(3, -5, 7), shape=(30, 28, 26))
+        corner = edge_corner(volume, extent)
+        assert all(o <= c <= o + n - e for c, o, n, e in zip(corner, volume.offset, volume.shape, extent, strict=True))
+        assert volume.read(corner, extent)[1].mean() == pytest.approx(EDGE_SHARE, abs=0.06)
+    everywhere = memory_volume("CT", body=np.ones((24, 20, 22), dtype=bool))
+    assert everywhere.read(edge_corner(everywhere, (8, 8, 8)), (8, 8, 8))[1].all()
+    small = memory_volume("CT", shape=(9, 8, 20), offset=(2, 2, 2))
+    corner = edge_corner(small, (16, 16, 16))
+    assert all(c <= 2 and c + 16 >= 2 + n for c, n in zip(corner[:2], small.shape, strict=False))
 
 
 def test_only_more_than_even_attention_is_coloured_where_its_patch_lies() -> None:

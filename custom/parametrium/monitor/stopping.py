@@ -25,7 +25,8 @@ class Measurement(NamedTuple):
     Attributes:
         rounds: finished rounds.
         background: share of the attention rollout outside the body.
-        held_out_loss: weighted sum of the objectives' losses.
+        held_out_loss: weighted sum of the objectives' losses; None until all of them have begun, since what is not
+            trained yet may rise by itself.
     """
 
     rounds: int
@@ -65,13 +66,15 @@ def measurements(records: Iterable[Mapping[str, Any]], job: JobConfig) -> list[M
         for name, value in record["scalars"].items():
             own.setdefault(name, value)
     known: dict[str, dict[str, float]] = {}
+    begun = max(objective.start for objective in job.objectives) * job.rounds
     found = []
     for number in sorted(by_round):
         for site, scalars in by_round[number].items():
             known[site] = known.get(site, {}) | scalars
         background = {site: s.get("monitor/attention/background") for site, s in known.items()}
         losses = {site: _total_loss(s, job) for site, s in known.items()}
-        found.append(Measurement(number, _mean(background, known), _mean(losses, known)))
+        loss = _mean(losses, known) if number >= begun else None
+        found.append(Measurement(number, _mean(background, known), loss))
     return [m for m in found if m.background is not None or m.held_out_loss is not None]
 
 

@@ -34,7 +34,15 @@ from parametrium.objectives.target import Target
 from parametrium.report.embedding import draw_map, save_points
 from parametrium.report.learned_templates import draw_templates
 from parametrium.report.planes import Image, Item, Panel, draw_items
-from parametrium.report.rollouts import Overlay, heat_of, load_overlays, overlay_of, save_overlays, shown_rounds
+from parametrium.report.rollouts import (
+    Overlay,
+    edge_corner,
+    heat_of,
+    load_overlays,
+    overlay_of,
+    save_overlays,
+    shown_rounds,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +78,8 @@ ABOUT = {
     ),
     "attention_rollout": (
         "Attention rollout along the rounds",
-        "Where the mean of the patch tokens comes from, followed back through all blocks; middle planes of a crop in "
-        "the middle of the body, interpolated from patches to voxels. Coloured is what gets more than even attention. "
+        "Where the mean of the patch tokens comes from, followed back through all blocks; middle planes of a crop at "
+        "the edge of the body, interpolated from patches to voxels. Coloured is what gets more than even attention. "
         "Above each picture, the share of the attention outside the body, to be compared with the share of the crop "
         "that lies there. It shows where information comes from, not what a decision would rest on.",
     ),
@@ -272,7 +280,7 @@ def rollout_items(
     """
     items = []
     for name, patient, volume in scene.named():
-        batch = scene.batch([volume], central_corner(volume, scene.job.crop))
+        batch = scene.batch([volume], edge_corner(volume, scene.job.crop))
         image, window, overlay = _array(batch.images[0]), _window(batch, 0), overlays[name]
         by_round = {n: own[name] for n, own in earlier.items() if name in own} | {scene.rounds: overlay}
         panels = [Panel("crop", image, window)]
@@ -294,10 +302,10 @@ def _attention_rollout(scene: Scene, path: Path) -> bool:
 
 
 def rollouts_of(scene: Scene) -> dict[str, Overlay]:
-    """By name of the volume, the rollout of the crop in the middle of its body."""
+    """By name of the volume, the rollout of a crop at the edge of its body."""
     found = {}
     for name, _, volume in scene.named():
-        batch = scene.batch([volume], central_corner(volume, scene.job.crop))
+        batch = scene.batch([volume], edge_corner(volume, scene.job.crop))
         modality = int(batch.modality[0])
         found[name] = overlay_of(scene.model.encoder, batch.images[0], batch.body[0], modality, scene.job)
     return found

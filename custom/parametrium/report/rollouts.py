@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from parametrium.config import JobConfig
+from parametrium.data.cache import PreparedVolume
 from parametrium.data.lattice import Triple
 from parametrium.model.encoder import Encoder
 from parametrium.model.windows import Grid
@@ -27,6 +28,11 @@ from parametrium.monitor.attention import attention_numbers
 from parametrium.monitor.rollout import rollout_of
 
 Map = NDArray[np.float32]
+
+EDGE_SHARE = 0.7
+"""Share of body of the crops that are drawn along the rounds."""
+
+_EVERY = 8  # of a volume's known body voxels one in so many is tried
 
 MOST_ROUNDS = 5
 """Rounds that are shown side by side."""
@@ -54,6 +60,19 @@ def overlay_of(encoder: Encoder, image: Tensor, body: Tensor, modality: int, job
     d, h, w = (extent // encoder.shape.patch for extent in image.shape)
     relative = (found.map[0] * found.map.shape[1]).reshape(d, h, w).float().cpu().numpy()
     return Overlay(relative, {name: float(value) for name, value in numbers.items()})
+
+
+def edge_corner(volume: PreparedVolume, extent: Triple) -> Triple:
+    """First voxel of a crop at the edge of the body: in its middle nothing could leak into the background.
+
+    Of crops around body voxels, moved into the volume, the one whose share of body is nearest to ``EDGE_SHARE``.
+    """
+    first = np.asarray(volume.offset)
+    last = first + volume.shape - np.asarray(extent)
+    wanted = volume.foreground()[::_EVERY] - np.asarray(extent) // 2
+    corners = np.where(last >= first, np.clip(wanted, first, np.maximum(first, last)), (first + last) // 2)
+    best = corners[int(np.abs(volume.body_shares(corners, extent) - EDGE_SHARE).argmin())]
+    return int(best[0]), int(best[1]), int(best[2])
 
 
 def heat_of(relative: Map, extent: Triple) -> Map:

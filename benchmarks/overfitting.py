@@ -112,6 +112,7 @@ def draw(path: Path, runs: Mapping[str, Path], job: JobConfig) -> None:
     for axes, name in zip((left, middle, right), titles, strict=True):
         axes.set_title(name)
         axes.set_xlabel("finished rounds")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)
     page.savefig(path)

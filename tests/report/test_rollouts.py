@@ -102,7 +102,7 @@ def test_a_page_shows_the_rounds_in_order_with_their_numbers(make_job: MakeJob, 
     titles = [panel.title for panel in items[0].panels]
     share = 100 * overlays["CT-1"].numbers["background"]
     assert titles == ["crop", "round 2: 12 % outside", "round 4: 12 % outside", f"round 6: {share:.0f} % outside"]
-    assert items[0].title.startswith("CT, patient 1: ")
+    assert items[0].title.startswith("CT, patient 1 (even: ")
 
 
 def test_every_measured_round_is_kept_and_the_page_at_the_end_has_them(make_job: MakeJob, tmp_path: Path) -> None:

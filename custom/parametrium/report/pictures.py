@@ -80,8 +80,8 @@ ABOUT = {
         "Attention rollout along the rounds",
         "Where the mean of the patch tokens comes from, followed back through all blocks; middle planes of a crop at "
         "the edge of the body, interpolated from patches to voxels. Coloured is what gets more than even attention. "
-        "Above each picture, the share of the attention outside the body, to be compared with the share of the crop "
-        "that lies there. It shows where information comes from, not what a decision would rest on.",
+        "Above each picture, the share of the attention outside the body; even attention would give the share in "
+        "brackets. It shows where information comes from, not what a decision would rest on.",
     ),
     "embeddings": (
         "Map of features",
@@ -289,7 +289,7 @@ def rollout_items(
             heat = heat_of(by_round[n].relative, scene.job.crop)
             panels.append(Panel(f"round {n}: {share:.0f} % outside", image, window, overlay=heat))
         even = 100 * overlay.numbers["background_share"]
-        title = f"{volume.modality}, patient {patient + 1}: {even:.0f} % of it outside the body"
+        title = f"{volume.modality}, patient {patient + 1} (even: {even:.0f} %)"
         items.append(Item(title, tuple(panels)))
     most = max((len(item.panels) for item in items), default=0)
     return [item for item in items if len(item.panels) == most]

@@ -84,10 +84,10 @@ def draw_volume_rollout(
     outside, even = (100 * found.numbers[name] for name in ("background", "background_share"))
     panels = (
         Panel(modality, prepared.image, window),
-        Panel("attention", prepared.image, window, overlay=heat),
+        Panel(f"{outside:.0f} % outside (even {even:.0f} %)", prepared.image, window, overlay=heat),
     )
     i, j, k = (round(float(x)) for x in np.argwhere(prepared.body).mean(0))
-    title = f"After {number} rounds:\n{outside:.0f} % outside the body ({even:.0f} % of patches)"
+    title = f"After {number} rounds"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.touch(mode=0o600)
     draw_items(target, [Item(title, panels, (i, j, k))], job.preparation.spacing_mm, 1, _DPI)

@@ -59,6 +59,7 @@ def test_the_manifest_says_what_happened(tmp_path: Path, make_job: MakeJob) -> N
     assert manifest == {
         "run": "tiny",
         "status": "complete",
+        "start": None,
         "rounds_done": 2,
         "rounds_planned": 2,
         "stopped": None,

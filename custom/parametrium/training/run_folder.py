@@ -75,11 +75,15 @@ class RunFolder:
     Args:
         path: the folder.
         job: the job that runs.
+
+    Attributes:
+        start: SHA-256 of the tensors that the run started from; None: of the job's own initial values.
     """
 
     def __init__(self, path: Path, job: JobConfig) -> None:
         self.path = path
         self.job = job
+        self.start: str | None = None
         self._writers: dict[str, SummaryWriter] = {}
 
     def require_new(self) -> None:
@@ -179,6 +183,7 @@ class RunFolder:
             if stopped
             else None,
             "sites": sorted(sites),
+            "start": self.start,
             "checkpoint": name if final else None,
             "sha256": file_digest(final / TENSORS) if final else None,
             "best_round": best if kept else None,
@@ -247,10 +252,19 @@ def final_model(path: Path) -> dict[str, Tensor]:
     Raises:
         FederationError: PM503 when the run has none.
     """
+    return load_checkpoint(final_checkpoint(path))[0]
+
+
+def final_checkpoint(path: Path) -> Path:
+    """Where a run's last checkpoint lies, as its manifest names it.
+
+    Raises:
+        FederationError: PM503 when the run has none.
+    """
     name = _read_manifest(path).get("checkpoint")
     if not name:
         raise FederationError(Code.RUN_INVALID, "the run ended without a checkpoint", site_detail=str(path))
-    return load_checkpoint(path / "checkpoints" / str(name))[0]
+    return path / "checkpoints" / str(name)
 
 
 def best_model(path: Path) -> tuple[int, dict[str, Tensor]]:

@@ -1,0 +1,1 @@
+"""Weights of another training as the start of a run."""

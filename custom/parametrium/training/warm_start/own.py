@@ -1,0 +1,94 @@
+"""From a checkpoint of this package to the model of another job."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from parametrium.config import JobConfig
+from parametrium.errors import Code, TrainingError
+from parametrium.training.warm_start.fitting import resize_kernel
+from parametrium.training.warm_start.ledger import Ledger
+
+EXTRAS = "encoder.extra_tokens"
+EMBEDDINGS = (
+    "encoder.patch_embed.of.{}.weight",
+    "encoder.patch_embed.of.{}.bias",
+    "encoder.modality_token.of.{}.vector",
+)
+"""The tensors with which a modality enters the encoder."""
+
+
+def transfer_own(ledger: Ledger, source: Mapping[str, Tensor], job: JobConfig) -> None:
+    """Takes what has the same name and shape; makes patch embeddings for other patches and further modalities.
+
+    Raises:
+        TrainingError: PM401 when the encoders' widths differ.
+    """
+    width, ours = source[EXTRAS].shape[1], ledger.tensors[EXTRAS].shape[1]
+    if width != ours:
+        raise width_differs(width, ours)
+    for name, tensor in source.items():
+        if name in ledger.tensors and ledger.tensors[name].shape == tensor.shape:
+            ledger.put(name, tensor, "loaded", [name])
+    if EXTRAS not in ledger.origins:
+        put_extra_tokens(ledger, source[EXTRAS], [EXTRAS])
+    known = [m for m in _modalities(source) if all(name.format(m) in source for name in EMBEDDINGS)]
+    for modality in job.modalities:
+        _embed(ledger, source, modality, known, job.model.patch)
+    _compare_depth(ledger, source)
+
+
+def _embed(ledger: Ledger, source: Mapping[str, Tensor], modality: str, known: list[str], patch: int) -> None:
+    """The tensors of one modality that have no counterpart of their own shape."""
+    parents = [modality] if modality in known else known
+    for pattern in EMBEDDINGS:
+        name = pattern.format(modality)
+        if name in ledger.origins or not parents:
+            continue
+        names = [pattern.format(parent) for parent in parents]
+        values = [source[n] for n in names]
+        edge = round(values[0].shape[-1] ** (1 / 3))
+        resized = name.endswith(".weight") and edge != patch
+        if resized:
+            values = [_resized(value, edge, patch) for value in values]
+        how = "" if parents == [modality] else f"the mean over {', '.join(parents)}"
+        how = ", ".join(filter(None, [how, f"patch {edge} to {patch}" if resized else ""]))
+        ledger.put(name, torch.stack(values).mean(0), "resized" if resized else "adapted", names, how)
+
+
+def _resized(weight: Tensor, edge: int, patch: int) -> Tensor:
+    kernel = weight.reshape(len(weight), 1, edge, edge, edge)
+    return resize_kernel(kernel, patch).flatten(1)
+
+
+def put_extra_tokens(ledger: Ledger, rows: Tensor, sources: list[str]) -> None:
+    """As many of the [R, C] extra tokens as the model has; those beyond stay fresh."""
+    tokens = ledger.tensors[EXTRAS].clone()
+    number = min(len(rows), len(tokens))
+    tokens[:number] = rows[:number]
+    ledger.put(EXTRAS, tokens, "adapted", sources, f"{number} of {len(tokens)} rows, the others are fresh")
+
+
+def width_differs(source: int, ours: int) -> TrainingError:
+    """The one size that cannot be mapped."""
+    return TrainingError(
+        Code.MODEL_SHAPE,
+        f"the source's width is {source}, the job's {ours}; a width cannot be mapped: set job.model.width to {source}",
+    )
+
+
+def _modalities(source: Mapping[str, Tensor]) -> list[str]:
+    before, after = EMBEDDINGS[0].split("{}")
+    return [name[len(before) : -len(after)] for name in source if name.startswith(before) and name.endswith(after)]
+
+
+def _compare_depth(ledger: Ledger, source: Mapping[str, Tensor]) -> None:
+    """Which blocks are fresh; and that a block may look at windows here and at all tokens there."""
+    theirs, ours = (sum(n.endswith(".attention_norm.weight") and n.startswith("encoder.blocks.") for n in names)
+                    for names in (source, ledger.tensors))  # fmt: skip
+    if theirs != ours:
+        ledger.note(
+            f"the source has {theirs} blocks, the job {ours}: the first {min(theirs, ours)} were taken; which of them "
+            "look at windows follows the job's depth"
+        )

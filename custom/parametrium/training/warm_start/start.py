@@ -1,0 +1,77 @@
+"""The checkpoint that a run starts from: written by ``warm-start``, or any checkpoint of the same model."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from parametrium.config import JobConfig
+from parametrium.errors import Code, TrainingError
+from parametrium.objectives.registry import initial_tensors
+from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
+from parametrium.training.run_folder import final_checkpoint
+from parametrium.training.warm_start.ledger import LoadReport
+
+
+class Start(NamedTuple):
+    """What the rounds begin with.
+
+    Attributes:
+        tensors: all tensors of the job's model.
+        digest: SHA-256 of the file of tensors, for the run's manifest; None for the job's own initial values.
+    """
+
+    tensors: dict[str, Tensor]
+    digest: str | None
+
+
+def open_start(job: JobConfig, folder: Path | None) -> Start:
+    """The job's own initial values, or a checkpoint that fits the job exactly.
+
+    Args:
+        job: the job.
+        folder: a checkpoint, or a run folder whose last checkpoint is taken; None: start afresh.
+
+    Raises:
+        TrainingError: PM403 when the checkpoint is damaged, not finite, or of another model than the job's.
+        FederationError: PM503 when the folder holds a run without a checkpoint.
+    """
+    fresh = initial_tensors(job)
+    if folder is None:
+        return Start(fresh, None)
+    place = final_checkpoint(folder) if (folder / "manifest.json").is_file() else folder
+    tensors, meta = load_checkpoint(place)
+    fitting = [name for name in fresh if name in tensors and tensors[name].shape == fresh[name].shape]
+    if len(fitting) != len(fresh) or len(tensors) != len(fresh):
+        raise TrainingError(
+            Code.CHECKPOINT_INVALID,
+            f"the start has {len(tensors)} tensors, this job's model {len(fresh)}, {len(fitting)} fit; "
+            "make a start for this job with: parametrium warm-start SOURCE JOB.yaml --out FOLDER",
+            site_detail=str(folder),
+        )
+    broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+    if broken:
+        raise TrainingError(
+            Code.CHECKPOINT_INVALID, f"{broken} tensors of the start are not finite", site_detail=str(folder)
+        )
+    return Start({name: tensors[name].to(fresh[name].dtype) for name in fresh}, str(meta["sha256"]))
+
+
+def save_start(folder: Path, job: JobConfig, tensors: dict[str, Tensor], report: LoadReport) -> Path:
+    """Writes a checkpoint that ``open_start`` reads.
+
+    Raises:
+        TrainingError: PM403 when the folder is there already: a start is never replaced.
+    """
+    if folder.exists():
+        raise TrainingError(
+            Code.CHECKPOINT_INVALID, "the folder for the start exists; choose another", site_detail=str(folder)
+        )
+    meta = {
+        "modalities": list(job.modalities),
+        "preparation": job.preparation.model_dump(mode="json"),
+        "job": job.model_dump(mode="json"),
+        "warm_start": report.as_json(),
+    }
+    return save_checkpoint(folder, tensors, meta)

@@ -1,0 +1,65 @@
+"""From weights of any known kind to the tensors of a job's model, with an account of each."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from parametrium.config import JobConfig
+from parametrium.model.presets import architecture
+from parametrium.objectives.registry import initial_tensors
+from parametrium.training.warm_start.blocks import take_blocks
+from parametrium.training.warm_start.first_layer import take_first_layer
+from parametrium.training.warm_start.formats import OWN_ANCHOR
+from parametrium.training.warm_start.ledger import Ledger, LoadReport
+from parametrium.training.warm_start.own import transfer_own
+from parametrium.training.warm_start.recognise import Found, recognise
+from parametrium.training.warm_start.weights import Weights
+
+
+def transfer(
+    job: JobConfig, weights: Weights, *, channels: Sequence[str] = (), prefix: str | None = None
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """The job's model, started from weights.
+
+    Args:
+        job: sizes, modalities, objectives; what the source has nothing for keeps the job's own initial values.
+        weights: of this package or of another.
+        channels: modality of each of the source's input channels, in order; none: they are averaged.
+        prefix: what stands before the encoder's names; None: found by looking.
+
+    Returns:
+        All tensors of the job's model by name, and what became of every tensor.
+
+    Raises:
+        ConfigError: PM103 for channels that are not the source's.
+        TrainingError: PM401 when sizes differ that cannot be mapped; PM403 when no known encoder is found.
+    """
+    ledger = Ledger(initial_tensors(job), weights.tensors)
+    if OWN_ANCHOR in weights.tensors:
+        transfer_own(ledger, weights.tensors, job)
+        spacing = ((weights.meta or {}).get("preparation") or {}).get("spacing_mm")
+        if spacing is not None and list(spacing) != list(job.preparation.spacing_mm):
+            ledger.note(f"the source's spacing is {list(spacing)} mm, the job's {list(job.preparation.spacing_mm)} mm")
+        return ledger.tensors, ledger.report("a checkpoint of this package")
+    found = recognise(weights.tensors, prefix)
+    scale = take_first_layer(ledger, found, job, channels)
+    take_blocks(ledger, found, job, scale)
+    _tell_differences(ledger, found, job)
+    return ledger.tensors, ledger.report(found.format.title)
+
+
+def _tell_differences(ledger: Ledger, found: Found, job: JobConfig) -> None:
+    """What another program's encoder does that ours does not, whatever the numbers."""
+    shape, depth = architecture(job.model), found.depth
+    ledger.note(f"a state dict does not say how many heads it has; it was read with the job's {shape.heads}")
+    if depth != shape.depth:
+        rest = "the others are fresh" if depth < shape.depth else "the source's others are left"
+        ledger.note(f"the source has {depth} blocks, the job {shape.depth}: the first were taken, {rest}")
+    local = sum((n + 1) % shape.global_every != 0 and n != shape.depth - 1 for n in range(shape.depth))
+    ledger.note(f"{local} of {shape.depth} blocks look at windows of 4^3 patches; at the source all look at all tokens")
+    if found.format.positions in found.tensors:
+        ledger.note("positions are fixed sines of millimetres; of the source's, their mean and their size are kept")
+    if any("q_norm.weight" in name for name in found.tensors):
+        ledger.note("the source's norms of query and key are taken for root-mean-square norms")
+    else:
+        ledger.note("query and key are normed; one factor a block stands for their sizes at the source")

@@ -1,0 +1,139 @@
+"""Weights from elsewhere, read without running anything that they bring.
+
+A file of ``torch.save`` is a pickle, and a pickle is a program. It is therefore opened only as torch's own zip archive,
+after a look at its sizes, and through torch's restricted reader (``weights_only``), which builds tensors and plain
+containers and refuses every other name. Safetensors and this package's checkpoints hold no program.
+"""
+
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from parametrium.errors import Code, TrainingError
+from parametrium.training.checkpoint import DESCRIPTION, find_checkpoint, load_checkpoint
+from parametrium.training.run_folder import final_checkpoint
+
+LARGEST_FILE = 16 * 2**30
+"""Bytes; a 3D ViT-H in float32 has 2.5 GB."""
+
+LARGEST_PROGRAM = 16 * 2**20
+"""Bytes of the archive's pickled part, which holds names and shapes alone; that of a base model has 50 kB."""
+
+SAVED_BY_TORCH = (".pt", ".pth", ".ckpt", ".bin")
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights", "net", "module", "teacher")
+"""Where training programs keep the state dict in what they save, in the order in which it is looked for."""
+
+
+class Weights(NamedTuple):
+    """Tensors by their names at the source.
+
+    Attributes:
+        tensors: all tensors of the state dict, on the CPU.
+        meta: the description of a checkpoint of this package; None for other files.
+    """
+
+    tensors: dict[str, Tensor]
+    meta: Mapping[str, Any] | None = None
+
+
+def read_weights(source: Path) -> Weights:
+    """Reads a run folder, a checkpoint of this package, a safetensors file, or a state dict that torch saved.
+
+    Raises:
+        TrainingError: PM403 when the source is absent, too large, of another kind, damaged, holds anything but tensors
+            in plain containers, or a tensor that is not finite.
+        FederationError: PM503 when it is a run folder without a finished run.
+    """
+    if (source / "manifest.json").is_file():
+        return _of_checkpoint(final_checkpoint(source))
+    found = find_checkpoint(source)
+    if found is not None:
+        return _of_checkpoint(found)
+    if not source.is_file():
+        raise _refused("the source is neither a file nor a folder", source)
+    if source.stat().st_size > LARGEST_FILE:
+        raise _refused(f"the file has more than {LARGEST_FILE // 2**30} GB", source)
+    kind = source.suffix.lower()
+    if kind == ".safetensors":
+        try:
+            tensors = load_file(source)
+        except (OSError, SafetensorError) as error:
+            raise _refused("the file is no whole safetensors file", f"{source}: {error}") from error
+    elif kind in SAVED_BY_TORCH:
+        tensors = _saved_by_torch(source)
+    else:
+        raise _refused(f"weights are read from .safetensors, {', '.join(SAVED_BY_TORCH)}, or a run folder", source)
+    _require_numbers(tensors, source)
+    return Weights(tensors)
+
+
+def _of_checkpoint(folder: Path) -> Weights:
+    if not (folder / DESCRIPTION).is_file():
+        raise _refused("the folder is neither a run nor a checkpoint of this package", folder)
+    tensors, meta = load_checkpoint(folder)
+    _require_numbers(tensors, folder)
+    return Weights(tensors, meta)
+
+
+def _saved_by_torch(file: Path) -> dict[str, Tensor]:
+    _check_archive(file)
+    try:
+        document = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # what the restricted reader refuses has many classes
+        raise _refused(
+            "the file holds more than tensors, and was not run; save its state_dict() alone, best as safetensors",
+            f"{file}: {error}",
+        ) from error
+    tensors = _state_dict(document, file)
+    for name, tensor in tensors.items():
+        # A view may repeat its few stored numbers without end; whoever copies it would fill the memory.
+        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise _refused("a tensor is not stored number by number", f"{file}: {name}")
+    return tensors
+
+
+def _check_archive(file: Path) -> None:
+    """Refuses what is no archive of torch's, or would become larger than the file when it is opened."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        message = "the file is no zip archive of torch's; save it again with torch 1.6 or later, best as safetensors"
+        raise _refused(message, f"{file}: {error}") from error
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise _refused("the archive is compressed, which torch never does", file)
+    programs = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
+    if sum(programs) > LARGEST_PROGRAM or sum(entry.file_size for entry in entries) > file.stat().st_size:
+        raise _refused("the archive declares more than a state dict can have", file)
+
+
+def _state_dict(document: object, file: Path) -> dict[str, Tensor]:
+    """The tensors of the innermost wrapper."""
+    for _ in range(len(WRAPPERS)):
+        if not isinstance(document, Mapping):
+            break
+        inner = next((document[name] for name in WRAPPERS if isinstance(document.get(name), Mapping)), None)
+        if inner is None:
+            return {name: t for name, t in document.items() if isinstance(name, str) and isinstance(t, Tensor)}
+        document = inner
+    raise _refused(f"no state dict was found, neither at the top nor under {', '.join(WRAPPERS)}", file)
+
+
+def _require_numbers(tensors: Mapping[str, Tensor], source: Path) -> None:
+    if not tensors:
+        raise _refused("the source holds no tensor", source)
+    broken = [name for name, t in tensors.items() if t.is_floating_point() and not math.isfinite(t.double().sum())]
+    if broken:
+        raise _refused(f"{len(broken)} tensors are not finite", f"{source}: {', '.join(broken)}")
+
+
+def _refused(message: str, detail: object) -> TrainingError:
+    return TrainingError(Code.CHECKPOINT_INVALID, message, site_detail=str(detail))

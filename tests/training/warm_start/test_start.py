@@ -1,0 +1,93 @@
+"""What a run may start from, and that the run says so."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from parametrium.config import JobConfig
+from parametrium.errors import TrainingError
+from parametrium.objectives.registry import initial_tensors
+from parametrium.training.checkpoint import TENSORS, file_digest, load_checkpoint, save_checkpoint
+from parametrium.training.run_folder import RunFolder
+from parametrium.training.warm_start.start import open_start, save_start
+from parametrium.training.warm_start.transfer import transfer
+from parametrium.training.warm_start.weights import Weights
+
+MakeJob = Callable[..., JobConfig]
+
+
+def made(folder: Path, job: JobConfig) -> Path:
+    tensors, report = transfer(job, Weights(initial_tensors(job.model_copy(update={"seed": 9}))))
+    return save_start(folder, job, tensors, report)
+
+
+def test_without_a_start_the_job_begins_with_its_own_values(make_job: MakeJob) -> None:
+    start = open_start(make_job(), None)
+    assert start.digest is None
+    assert all(torch.equal(start.tensors[name], t) for name, t in initial_tensors(make_job()).items())
+
+
+def test_a_start_is_read_with_its_checksum_and_describes_where_it_comes_from(tmp_path: Path, make_job: MakeJob) -> None:
+    folder = made(tmp_path / "start", make_job())
+    start = open_start(make_job(), folder)
+    assert start.digest == file_digest(folder / TENSORS)
+    expected = initial_tensors(make_job(seed=9))
+    assert start.tensors.keys() == expected.keys()
+    assert all(torch.equal(start.tensors[name], expected[name]) for name in expected)
+    described = load_checkpoint(folder)[1]["warm_start"]
+    assert described["source"] == "a checkpoint of this package"
+    assert described["loaded"].keys() == expected.keys()
+
+
+def test_a_finished_run_of_the_same_model_is_a_start(tmp_path: Path, make_job: MakeJob) -> None:
+    job = make_job(rounds=1)
+    run = RunFolder(tmp_path / "run", job)
+    run.create()
+    last = initial_tensors(make_job(seed=5))
+    run.save_model(0, initial_tensors(job))
+    run.save_model(1, last)
+    run.finish(1, ["a"])
+    start = open_start(make_job(), tmp_path / "run")
+    assert all(torch.equal(start.tensors[name], last[name]) for name in last)
+
+
+def test_a_start_is_never_replaced(tmp_path: Path, make_job: MakeJob) -> None:
+    folder = made(tmp_path / "start", make_job())
+    before = file_digest(folder / TENSORS)
+    with pytest.raises(TrainingError, match="PM403 the folder for the start exists"):
+        made(tmp_path / "start", make_job(seed=2))
+    assert file_digest(folder / TENSORS) == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"modalities": ["CT"]}, {"objectives": [{"kind": "soft_contrastive"}]}, {"model": {"patch": 4}}]
+)
+def test_a_start_for_another_model_is_refused_with_the_remedy(
+    tmp_path: Path, make_job: MakeJob, changes: dict[str, object]
+) -> None:
+    folder = made(tmp_path / "start", make_job())
+    with pytest.raises(TrainingError, match=r"PM403 .* parametrium warm-start") as caught:
+        open_start(make_job(**changes), folder)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_start_that_is_not_finite_or_damaged_is_refused(tmp_path: Path, make_job: MakeJob) -> None:
+    tensors = initial_tensors(make_job())
+    tensors["encoder.norm.bias"][0] = torch.inf
+    with pytest.raises(TrainingError, match="PM403 1 tensors of the start are not finite"):
+        open_start(make_job(), save_checkpoint(tmp_path / "start", tensors, {}))
+    folder = made(tmp_path / "good", make_job())
+    (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-1])
+    with pytest.raises(TrainingError, match="PM403"):
+        open_start(make_job(), folder)
+
+
+def test_the_manifest_names_the_start(tmp_path: Path, make_job: MakeJob) -> None:
+    run = RunFolder(tmp_path / "run", make_job())
+    run.create()
+    run.start = "ab" * 32
+    run.finish(0, [])
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["start"] == "ab" * 32

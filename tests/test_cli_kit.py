@@ -45,6 +45,16 @@ def test_the_servers_kit_learns_where_runs_are_kept(tmp_path: Path) -> None:
     assert "shared" not in (kit / "local" / "resources.json").read_text()
 
 
+def test_the_servers_kit_learns_where_starts_lie(tmp_path: Path) -> None:
+    kit = kit_at(tmp_path / "kit")
+    words = ["--runs", str(tmp_path / "runs"), "--storage", str(tmp_path / "s"), "--starts", str(tmp_path / "starts")]
+    with pytest.raises(SystemExit) as ended:
+        main(["kit", "server", str(kit), *words])
+    assert ended.value.code == 0
+    settings = yaml.safe_load((kit / "local" / "parametrium_server.yaml").read_text())
+    assert settings == {"runs": str(tmp_path / "runs"), "starts": str(tmp_path / "starts")}
+
+
 def test_a_folder_that_is_no_kit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["kit", "site", str(tmp_path), str(TEMPLATE)])

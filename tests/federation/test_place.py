@@ -6,7 +6,15 @@ import pytest
 from hospitals import write_config
 
 from parametrium.errors import ConfigError, FederationError
-from parametrium.federation.place import SERVER_FILE, SIMULATED_RUN, SITE_FILE, run_place, site_place
+from parametrium.federation.place import (
+    SERVER_FILE,
+    SIMULATED_RUN,
+    SIMULATED_START,
+    SITE_FILE,
+    run_place,
+    site_place,
+    start_place,
+)
 
 
 class Context:
@@ -62,3 +70,28 @@ def test_a_simulation_keeps_everything_in_its_run_folder(tmp_path: Path, monkeyp
     folder = tmp_path / "sites" / "north"
     assert site_place(Context(tmp_path, "north"), "run") == (folder / "site.yaml", folder)
     assert run_place(Context(tmp_path, "server"), "run") == tmp_path
+
+
+def test_a_run_starts_from_what_lies_under_its_name_and_otherwise_afresh(tmp_path: Path) -> None:
+    server = Context(tmp_path, "server")
+    (tmp_path / SERVER_FILE).write_text("runs: /srv/runs")
+    assert start_place(server, "one") is None
+    (tmp_path / SERVER_FILE).write_text(f"runs: /srv/runs\nstarts: {tmp_path / 'starts'}")
+    assert start_place(server, "one") is None
+    (tmp_path / "starts" / "one").mkdir(parents=True)
+    assert start_place(server, "one") == tmp_path / "starts" / "one"
+    assert start_place(server, "two") is None
+
+
+def test_a_server_whose_place_for_starts_is_no_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / SERVER_FILE).write_text("runs: /srv/runs\nstarts: [1]")
+    with pytest.raises(FederationError, match=r"PM505 .* under the key starts"):
+        start_place(Context(tmp_path, "server"), "one")
+
+
+def test_a_simulation_starts_from_what_its_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SIMULATED_RUN, str(tmp_path))
+    monkeypatch.setenv(SIMULATED_START, "")
+    assert start_place(Context(tmp_path, "server"), "one") is None
+    monkeypatch.setenv(SIMULATED_START, str(tmp_path / "start"))
+    assert start_place(Context(tmp_path, "server"), "one") == tmp_path / "start"

@@ -19,6 +19,7 @@ from parametrium.cli.kits import kit_app
 from parametrium.cli.options import AsJson, example
 from parametrium.cli.printing import answer, err, say
 from parametrium.cli.runs import runs_app
+from parametrium.cli.starts import starts_app
 from parametrium.config import job_schema, site_schema
 from parametrium.errors import (
     Code,
@@ -45,6 +46,7 @@ INTERRUPTED = 130
 # Plain help: rich's panels cut long option names off in a narrow terminal.
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 app.add_typer(runs_app)
+app.add_typer(starts_app)
 app.add_typer(cohort_app, name="cohort")
 app.add_typer(job_app, name="job")
 app.add_typer(kit_app, name="kit")

@@ -31,13 +31,16 @@ def kit_server(
     kit: Kit,
     runs: Annotated[Path, typer.Option(help="folder of run folders; checkpoints outlive FLARE's own workspace there")],
     storage: Annotated[Path, typer.Option(help="folder in which FLARE keeps submitted jobs and their results")],
+    starts: Annotated[
+        Path | None, typer.Option(help="folder of checkpoints that runs start from, each under its job's name")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put the server's own settings into its kit."""
     from parametrium.federation.kit import equip_server
 
     _require_kit(kit)
-    equip_server(kit, runs, storage)
+    equip_server(kit, runs, storage, starts)
     answer({"kit": str(kit)}, as_json, lambda: say("the kit is ready; start it with startup/start.sh"))
 
 

@@ -20,10 +20,16 @@ SIX_HOURS_S = 21600.0
 runs_app = typer.Typer()
 
 RunFolderOption = Annotated[Path, typer.Option("--out", metavar="RUN", file_okay=False, help="must not hold a run")]
+StartOption = Annotated[
+    Path | None,
+    typer.Option("--start", metavar="FOLDER", file_okay=False, help="checkpoint to start from, made by warm-start"),
+]
 
 
 @runs_app.command(epilog=example("train jobs/pretrain.yaml site_configs/north.yaml --out runs/local"))
-def train(job_file: JobFile, site_file: SiteFile, run: RunFolderOption, as_json: AsJson = False) -> None:
+def train(
+    job_file: JobFile, site_file: SiteFile, run: RunFolderOption, start: StartOption = None, as_json: AsJson = False
+) -> None:
     """Train the job's rounds at one site, without a federation.
 
     The job's minimum_sites is taken as 1.
@@ -32,7 +38,7 @@ def train(job_file: JobFile, site_file: SiteFile, run: RunFolderOption, as_json:
 
     job, site = load_job(job_file).model_copy(update={"minimum_sites": 1}), load_site(site_file)
     with _rounds(run, job.rounds):
-        train_locally(job, site, run)
+        train_locally(job, site, run, start)
     _finish(run, as_json)
 
 
@@ -46,6 +52,7 @@ def simulate(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="after which the simulator is ended")
     ] = SIX_HOURS_S,
+    start: StartOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a federation on this machine, in FLARE's simulator.
@@ -61,7 +68,7 @@ def simulate(
             f"the job's minimum_sites is {job.minimum_sites}, got {len(site_files)} site configs",
         )
     with _rounds(run, job.rounds):
-        run_simulation(job, site_files, run, timeout)
+        run_simulation(job, site_files, run, timeout, start)
     _finish(run, as_json)
 
 

@@ -37,18 +37,20 @@ def equip_site(kit: Path, site: Path) -> None:
     _write(local / SITE_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def equip_server(kit: Path, runs: Path, storage: Path) -> None:
+def equip_server(kit: Path, runs: Path, storage: Path, starts: Path | None = None) -> None:
     """Writes the server's own files into its kit.
 
     Args:
         kit: the server's kit: the folder that holds ``startup`` and ``local``.
         runs: where run folders are kept; a run's checkpoints must survive FLARE's workspace.
         storage: where FLARE keeps submitted jobs and their results.
+        starts: where checkpoints lie that runs start from, each under its run's name; None: all runs start afresh.
     """
     local = kit / "local"
     _write(local / "resources.json", json.dumps(server_resources(_provisioned(local), storage.resolve()), indent=2))
     _write(local / "authorization.json", json.dumps(authorization(), indent=2))
-    _write(local / SERVER_FILE, yaml.safe_dump({"runs": str(runs.resolve())}))
+    folders = {"runs": runs} if starts is None else {"runs": runs, "starts": starts}
+    _write(local / SERVER_FILE, yaml.safe_dump({key: str(folder.resolve()) for key, folder in folders.items()}))
 
 
 def site_resources(existing: Mapping[str, Any] | None = None) -> dict[str, Any]:

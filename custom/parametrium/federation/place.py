@@ -19,11 +19,14 @@ from parametrium.errors import Code, ConfigError, FederationError
 SIMULATED_RUN = "PARAMETRIUM_SIMULATED_RUN"
 """Set by ``simulate``: the run folder."""
 
+SIMULATED_START = "PARAMETRIUM_SIMULATED_START"
+"""Set by ``simulate`` where the run starts from a checkpoint: its folder."""
+
 SITE_FILE = "parametrium_site.yaml"
 """A site's config in ``<kit>/local``."""
 
 SERVER_FILE = "parametrium_server.yaml"
-"""The server's ``{runs: FOLDER}`` in ``<kit>/local``."""
+"""The server's ``{runs: FOLDER, starts: FOLDER}`` in ``<kit>/local``; without starts, every run starts afresh."""
 
 JOB_FILE = "job.yaml"
 """The job, beside FLARE's own files in a job folder's ``app/config``."""
@@ -79,16 +82,50 @@ def run_place(fl_ctx: FLContext, run: str) -> Path:
     simulated = os.environ.get(SIMULATED_RUN)
     if simulated:
         return Path(simulated)
+    return _server_folder(fl_ctx, "runs") / run
+
+
+def start_place(fl_ctx: FLContext, run: str) -> Path | None:
+    """The checkpoint that a run starts from; None where it starts afresh.
+
+    A job is the same everywhere and holds no path: the server keeps starts in one folder, each under the run's name.
+
+    Raises:
+        FederationError: PM505 when the server's kit cannot be read.
+    """
+    if SIMULATED_RUN in os.environ:
+        simulated = os.environ.get(SIMULATED_START)
+        return Path(simulated) if simulated else None
+    if "starts" not in _server_settings(fl_ctx):
+        return None
+    place = _server_folder(fl_ctx, "starts") / run
+    return place if place.exists() else None
+
+
+def _server_folder(fl_ctx: FLContext, key: str) -> Path:
+    folder = _server_settings(fl_ctx).get(key)
+    if not isinstance(folder, str):
+        raise _without_settings(key)
+    return Path(folder)
+
+
+def _server_settings(fl_ctx: FLContext) -> dict[str, Any]:
     file = Path(_workspace(fl_ctx).get_site_config_dir()) / SERVER_FILE
     try:
         settings: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return Path(settings["runs"]) / run
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise FederationError(
-            Code.FLARE_FAILED,
-            f"the server's kit needs {SERVER_FILE} in its local folder with the key runs; federation/kit.py writes it "
-            "(equip_server)",
-        ) from error
+    except (OSError, yaml.YAMLError) as error:
+        raise _without_settings("runs") from error
+    if not isinstance(settings, dict):
+        raise _without_settings("runs")
+    return settings
+
+
+def _without_settings(key: str) -> FederationError:
+    return FederationError(
+        Code.FLARE_FAILED,
+        f"the server's kit needs {SERVER_FILE} in its local folder with a folder under the key {key}; "
+        "federation/kit.py writes it (equip_server)",
+    )
 
 
 def _workspace(fl_ctx: FLContext) -> Workspace:

@@ -19,9 +19,10 @@ from parametrium.config import JobConfig, load_site
 from parametrium.errors import Code, FederationError
 from parametrium.federation.job_folder import export_job
 from parametrium.federation.kit import site_resources
-from parametrium.federation.place import SIMULATED_RUN
+from parametrium.federation.place import SIMULATED_RUN, SIMULATED_START
 from parametrium.federation.processes import Family
 from parametrium.training.run_folder import RunFolder
+from parametrium.training.warm_start.start import open_start
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ GRACE_S = 30.0
 POLL_S = 0.2
 
 
-def simulate(job: JobConfig, sites: list[Path], out: Path, timeout_s: float) -> Path:
+def simulate(job: JobConfig, sites: list[Path], out: Path, timeout_s: float, start: Path | None = None) -> Path:
     """Runs the job; the run folder tells how it went.
 
     Args:
@@ -39,6 +40,7 @@ def simulate(job: JobConfig, sites: list[Path], out: Path, timeout_s: float) -> 
         sites: site configs; their names are the FLARE clients' names.
         out: the run folder; must not hold a run.
         timeout_s: after so many seconds the simulator and everything it started is ended.
+        start: a checkpoint that fits the job; None: the job's own initial values.
 
     Returns:
         The run folder.
@@ -46,9 +48,11 @@ def simulate(job: JobConfig, sites: list[Path], out: Path, timeout_s: float) -> 
     Raises:
         ConfigError: a site config is wrong.
         FederationError: PM503 when two sites have one name or the folder holds a run already.
+        TrainingError: PM403 when the start does not fit the job.
     """
     out = out.resolve()
     RunFolder(out, job).require_new()
+    digest = open_start(job, start).digest  # said here and at once, and not by a server that is hard to hear
     names = _place_sites(sites, out)
     with tempfile.TemporaryDirectory(prefix="parametrium-") as temporary:
         workspace = Path(temporary) / "workspace"
@@ -58,6 +62,7 @@ def simulate(job: JobConfig, sites: list[Path], out: Path, timeout_s: float) -> 
         command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(exported)]
         command += ["-w", str(workspace), "-c", ",".join(names), "-t", str(len(names))]
         environment = {**os.environ, SIMULATED_RUN: str(out), "HOME": temporary, "NVFLARE_SECURE_LOGGING": "true"}
+        environment[SIMULATED_START] = "" if start is None else str(start.resolve())
         with (out / "simulator.log").open("wb") as file:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter, FLARE's module
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=temporary, start_new_session=True
@@ -66,6 +71,7 @@ def simulate(job: JobConfig, sites: list[Path], out: Path, timeout_s: float) -> 
     if not (out / "manifest.json").exists():
         error = FederationError(Code.FLARE_FAILED, "the simulator ended without finishing the run")
         folder = RunFolder(out, job)
+        folder.start = digest
         if not (out / "job.yaml").exists():  # the server never came to its first step
             folder.create()
         folder.finish_abandoned(names, error)

@@ -22,7 +22,7 @@ from parametrium.config import JobConfig
 from parametrium.errors import Code, FederationError, ParametriumError, public_text
 from parametrium.federation.download import offer_download
 from parametrium.federation.payload import EVALUATE, OPEN, TRAIN, read_scalars, read_update, task_message
-from parametrium.federation.place import job_of, job_workspace, run_place
+from parametrium.federation.place import job_of, job_workspace, run_place, start_place
 from parametrium.model.modality import Owner, tensor_owners
 from parametrium.objectives.registry import build_model
 from parametrium.privacy.egress import check_scalars
@@ -30,6 +30,7 @@ from parametrium.training.aggregation import aggregate
 from parametrium.training.round import evaluation_due
 from parametrium.training.run_folder import Contribution, RunFolder, Status, contribution_of
 from parametrium.training.update import Update, check_update
+from parametrium.training.warm_start.start import open_start
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +85,8 @@ class _Run:
 
     def execute(self) -> None:
         """Opens the sites, then trains, checks, aggregates and saves, round by round."""
-        initial = build_model(self.job)
-        owners = tensor_owners(initial)
-        model: dict[str, Tensor] = {name: p.detach() for name, p in initial.named_parameters()}
+        owners = tensor_owners(build_model(self.job))
+        model, self.folder.start = open_start(self.job, start_place(self.fl_ctx, self.job.name))
         self.folder.save_model(0, model)
         self._open()
         self._evaluate(0, model, final=False)

@@ -5,32 +5,35 @@ from pathlib import Path
 
 from parametrium.config import JobConfig, SiteConfig
 from parametrium.errors import ParametriumError
-from parametrium.objectives.registry import initial_tensors
 from parametrium.site.trainer import SiteTrainer
 from parametrium.training.aggregation import aggregate
 from parametrium.training.round import evaluation_due
 from parametrium.training.run_folder import RunFolder, contribution_of
 from parametrium.training.update import check_update
+from parametrium.training.warm_start.start import open_start
 
 
-def train_locally(job: JobConfig, site: SiteConfig, out: Path) -> Path:
+def train_locally(job: JobConfig, site: SiteConfig, out: Path, start: Path | None = None) -> Path:
     """The job's rounds at one site, without a federation: the same training, checks and aggregation.
 
     Args:
         job: what is learned; ``minimum_sites`` counts this one site.
         site: where the data are.
         out: the run folder; must not hold a run.
+        start: a checkpoint that fits the job; None: the job's own initial values.
 
     Returns:
         The run folder, with its manifest.
     """
     folder = RunFolder(out, job)
+    folder.require_new()
+    tensors, folder.start = open_start(job, start)
     folder.create()
     trainer = SiteTrainer(job, site, job.name, out / "sites" / site.site)
     rounds = 0
     try:
         facts = trainer.open()
-        model = initial_tensors(job)
+        model = tensors
         folder.save_model(0, model)
         folder.add_evaluation(0, site.site, facts | trainer.evaluate(0, model, final=False))
         for number in range(job.rounds):

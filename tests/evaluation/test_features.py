@@ -26,6 +26,7 @@ from parametrium.evaluation.measure import measure_features
 from parametrium.evaluation.probe import probe
 from parametrium.evaluation.retrieval import retrieval
 from parametrium.objectives.registry import build_model
+from parametrium.privacy.egress import check_scalars
 
 MakeJob = Callable[..., JobConfig]
 
@@ -243,8 +244,10 @@ def test_every_figure_stands_beside_its_controls(make_job: MakeJob) -> None:
         assert scalars[f"evaluation/retrieval/{pair}/candidates"] == 4
         # The model is the untrained one here.
         assert scalars[f"evaluation/retrieval/{pair}/r1/model"] == scalars[f"evaluation/retrieval/{pair}/r1/untrained"]
-    for name in ("model", "untrained", "body_mask", "voxels", "chance"):
+    for name in ("model", "untrained", "body_mask", "voxels", "chance", "pooled", "pooled_untrained"):
         assert -1 <= scalars[f"evaluation/probe/spearman/{name}"] <= 1
+    assert scalars["evaluation/probe/spearman/pooled"] == scalars["evaluation/probe/spearman/pooled_untrained"]
+    assert check_scalars(job, scalars) == scalars
     assert all(np.isfinite(value) for value in scalars.values())
 
 

@@ -34,6 +34,7 @@ def evaluation(job: JobConfig, error: float, final: bool) -> dict[str, float]:
             scalars[f"evaluation/retrieval/{pair}/candidates"] = 8.0
         if job.evaluation.probe:
             values = {"model": 0.5125, "untrained": 0.2125, "body_mask": 0.1125, "voxels": -0.3125, "chance": 0.0}
+            values |= {"pooled": 0.6125, "pooled_untrained": 0.1875}
             scalars |= {f"evaluation/probe/spearman/{name}": value for name, value in values.items()}
     return scalars
 

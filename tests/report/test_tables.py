@@ -89,12 +89,15 @@ def test_the_probe_table(tmp_path: Path, make_job: MakeJob) -> None:
     row = probe_table(tmp_path / "run").rows[0]
     assert row[:3] == ["alpha", "age", "Spearman correlation"]
     assert row[4:9] == ["0.5125", "0.2125", "0.1125", "-0.3125", "0.0000"]
+    pooled = probe_table(tmp_path / "run").rows[1]
+    assert pooled[:3] == ["alpha", "age, pooled volumes", "Spearman correlation"]
+    assert pooled[4:9] == ["0.6125", "0.1875", "-", "-", "0.0000"]
 
 
 def test_comparisons_tell_what_is_better_than_what(tmp_path: Path, make_job: MakeJob) -> None:
     write_run(tmp_path / "run", job(make_job))
     found = {(c.site, c.what, c.control): c for c in comparisons(tmp_path / "run")}
-    assert len(found) == 2 * (2 * 4 + 2 * 4 + 4)
+    assert len(found) == 2 * (2 * 4 + 2 * 4 + 4 + 2)
     good = found["alpha", "reconstruction CT", "neighbour_mean"]
     assert (good.model, good.value, good.better) == (0.5, 0.75, True)
     assert not found["alpha", "reconstruction T1", "neighbour_mean"].better

@@ -18,11 +18,13 @@ class VolumeCrops(NamedTuple):
     Attributes:
         patient: index in the sequence that was asked for.
         modality: its modality.
+        day: days since the patient's own reference date.
         batch: the crops, all of this volume, without intensity jitter.
     """
 
     patient: int
     modality: str
+    day: int
     batch: Batch
 
 
@@ -44,7 +46,7 @@ def volume_crops(
     for p, patient in enumerate(patients[: job.evaluation.patients]):
         for v, volume in enumerate(patient.volumes):
             seeds = [job.seed, stable_number(site), stable_number(purpose), p, v]
-            yield VolumeCrops(p, volume.modality, _crops(volume, job, np.random.default_rng(seeds), inner))
+            yield VolumeCrops(p, volume.modality, volume.day, _crops(volume, job, np.random.default_rng(seeds), inner))
 
 
 def _crops(volume: PreparedVolume, job: JobConfig, rng: np.random.Generator, inner: bool) -> Batch:

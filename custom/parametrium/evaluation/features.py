@@ -4,7 +4,7 @@ N crops, C channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -67,26 +67,49 @@ def voxel_features(batch: Batch) -> torch.Tensor:
     return F.adaptive_avg_pool3d(batch.images, COARSE).flatten(1)
 
 
-@torch.no_grad()
-def patient_features(
-    patients: Sequence[PreparedPatient], extractors: Mapping[str, Extractor], job: JobConfig, site: str, purpose: str
-) -> dict[str, Features]:
-    """One vector a patient and modality: the mean over its random crops.
+class VolumeFeature(NamedTuple):
+    """What one volume looks like.
 
-    Several volumes of one modality (studies over a treatment) are averaged.
-
-    Returns:
-        By extractor name.
+    Attributes:
+        patient: index in the sequence of patients.
+        modality: its modality.
+        day: days since the patient's own reference date.
+        vector: [C].
     """
-    collected: dict[str, dict[tuple[int, str], list[Vector]]] = {name: {} for name in extractors}
+
+    patient: int
+    modality: str
+    day: int
+    vector: Vector
+
+
+@torch.no_grad()
+def volume_features(
+    patients: Sequence[PreparedPatient], extractors: Mapping[str, Extractor], job: JobConfig, site: str, purpose: str
+) -> dict[str, list[VolumeFeature]]:
+    """One vector a volume, the mean over its random crops, by extractor name."""
+    found: dict[str, list[VolumeFeature]] = {name: [] for name in extractors}
     for item in volume_crops(patients, job, site, purpose, inner=True):
         for name, extract in extractors.items():
             vector = extract(item.batch).mean(0).numpy()
-            collected[name].setdefault((item.patient, item.modality), []).append(vector)
-    return {
-        name: {key: np.mean(vectors, axis=0, dtype=np.float32) for key, vectors in by_key.items()}
-        for name, by_key in collected.items()
-    }
+            found[name].append(VolumeFeature(item.patient, item.modality, item.day, vector))
+    return found
+
+
+def patient_means(volumes: Sequence[VolumeFeature]) -> Features:
+    """One vector a patient and modality; several volumes of one modality (studies over a treatment) are averaged."""
+    collected: dict[tuple[int, str], list[Vector]] = {}
+    for volume in volumes:
+        collected.setdefault((volume.patient, volume.modality), []).append(volume.vector)
+    return {key: np.mean(vectors, axis=0, dtype=np.float32) for key, vectors in collected.items()}
+
+
+def patient_features(
+    patients: Sequence[PreparedPatient], extractors: Mapping[str, Extractor], job: JobConfig, site: str, purpose: str
+) -> dict[str, Features]:
+    """``patient_means`` of ``volume_features``, by extractor name."""
+    found = volume_features(patients, extractors, job, site, purpose)
+    return {name: patient_means(volumes) for name, volumes in found.items()}
 
 
 def standardised(features: Features, reference: Features) -> Features:
@@ -94,14 +117,27 @@ def standardised(features: Features, reference: Features) -> Features:
 
     Pooled tokens of an untrained network have cosine 1 with each other; the difference between patients is what counts.
     """
-    result: Features = {}
-    for modality in {m for _, m in features}:
+    scales = _scales(reference)
+    return {key: _scaled(vector, scales.get(key[1])) for key, vector in features.items()}
+
+
+def standardised_volumes(volumes: Sequence[VolumeFeature], reference: Features) -> list[VolumeFeature]:
+    """The same for each volume by itself."""
+    scales = _scales(reference)
+    return [volume._replace(vector=_scaled(volume.vector, scales.get(volume.modality))) for volume in volumes]
+
+
+def _scales(reference: Features) -> dict[str, tuple[Vector, Vector]]:
+    """Mean and divisor of each modality that the reference patients have."""
+    scales = {}
+    for modality in {m for _, m in reference}:
         rows = [vector for (_, m), vector in reference.items() if m == modality]
-        mean = np.mean(rows, axis=0) if rows else np.float32(0)
-        deviation = np.std(rows, axis=0) if len(rows) > 1 else np.float32(1)
+        deviation = np.std(rows, axis=0) if len(rows) > 1 else np.ones_like(rows[0])
         # A channel that hardly differs between patients holds noise; it must not be blown up to the others' size.
         floor = RELATIVE_FLOOR * np.sqrt(np.mean(np.square(deviation))) + 1e-6
-        for key, vector in features.items():
-            if key[1] == modality:
-                result[key] = ((vector - mean) / np.maximum(deviation, floor)).astype(np.float32)
-    return result
+        scales[modality] = np.mean(rows, axis=0), np.maximum(deviation, floor)
+    return scales
+
+
+def _scaled(vector: Vector, scale: tuple[Vector, Vector] | None) -> Vector:
+    return vector if scale is None else ((vector - scale[0]) / scale[1]).astype(np.float32)

@@ -11,16 +11,22 @@ from parametrium.evaluation.features import (
     body_mask_features,
     compared_features,
     encoder_features,
-    patient_features,
+    patient_means,
     standardised,
+    standardised_volumes,
+    volume_features,
     voxel_features,
 )
+from parametrium.evaluation.patient import pooled_probe
 from parametrium.evaluation.probe import probe
 from parametrium.evaluation.reconstruction import modality_means, reconstruction_errors
 from parametrium.evaluation.retrieval import retrieval
 from parametrium.objectives.registry import PretrainingModel, build_model
 
 Patients = Sequence[PreparedPatient]
+
+POOLED = {"model": "pooled", "untrained": "pooled_untrained"}
+"""Features from which the patient-level probe is trained too, and what its scores are called."""
 
 
 def measure_reconstruction(
@@ -45,11 +51,12 @@ def measure_features(
     models = {"model": model.eval(), "untrained": _untrained(job, model)}
     extractors: dict[str, Extractor] = {name: encoder_features(network, job) for name, network in models.items()}
     extractors |= {"body_mask": body_mask_features, "voxels": voxel_features}
-    seen = patient_features(training, extractors, job, site, "features")
-    unseen = patient_features(held_out, extractors, job, site, "features-held-out")
+    seen_volumes = volume_features(training, extractors, job, site, "features")
+    unseen_volumes = volume_features(held_out, extractors, job, site, "features-held-out")
     scalars: dict[str, float] = {}
     for name in extractors:
-        reference, test = standardised(seen[name], seen[name]), standardised(unseen[name], seen[name])
+        seen, unseen = patient_means(seen_volumes[name]), patient_means(unseen_volumes[name])
+        reference, test = standardised(seen, seen), standardised(unseen, seen)
         if job.evaluation.retrieval:
             compared = compared_features(models[name], test) if name in models else test
             scalars |= _retrieval_scalars(retrieval(compared, job.modalities), name)
@@ -60,6 +67,12 @@ def measure_features(
             for measure, score in scores.items():
                 scalars[f"evaluation/probe/{measure}/{name}"] = score
                 scalars[f"evaluation/probe/{measure}/chance"] = chance or 0.0
+            if name in POOLED and scores:
+                known = training, standardised_volumes(seen_volumes[name], seen)
+                new = held_out, standardised_volumes(unseen_volumes[name], seen)
+                pooled = pooled_probe(variable, known, new, job.modalities, job.seed)
+                pooled.pop("chance", None)
+                scalars |= {f"evaluation/probe/{measure}/{POOLED[name]}": score for measure, score in pooled.items()}
     return scalars
 
 

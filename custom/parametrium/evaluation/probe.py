@@ -1,6 +1,7 @@
 """A linear probe on frozen features: does a linear map read a clinical variable from the encoder?"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +38,9 @@ def probe(
     """
     x, y = _table(variable, *training)
     x_test, y_test = _table(variable, *held_out)
-    if len(y) < MINIMUM_TRAINING or len(y_test) < MINIMUM_TEST or len(set(y)) < 2 or len(set(y_test)) < 2:
+    if not enough(variable, y, y_test):
         return {}
     if isinstance(variable, NominalVariable):
-        if min(np.unique(y, return_counts=True)[1]) < 2:
-            return {}
         classifier = LogisticRegressionCV(
             Cs=np.logspace(-4, 2, 7),
             cv=2,
@@ -51,11 +50,23 @@ def probe(
             l1_ratios=(0,),
             use_legacy_attributes=False,
         )
-        guess = classifier.fit(x, y).predict(x_test)
+        return scored(variable, classifier.fit(x, y).predict(x_test), y_test)
+    return scored(variable, RidgeCV(alphas=np.logspace(-1, 5, 13)).fit(x, y).predict(x_test), y_test)
+
+
+def enough(variable: ClinicalVariable, y: NDArray[np.float32], y_test: NDArray[np.float32]) -> bool:
+    """Whether there are patients and different values enough, and of every level two training patients."""
+    if len(y) < MINIMUM_TRAINING or len(y_test) < MINIMUM_TEST or len(set(y)) < 2 or len(set(y_test)) < 2:
+        return False
+    return not isinstance(variable, NominalVariable) or min(np.unique(y, return_counts=True)[1]) >= 2
+
+
+def scored(variable: ClinicalVariable, guess: NDArray[Any], y_test: NDArray[np.float32]) -> dict[str, float]:
+    """``{measure: score, "chance": chance}`` of guesses of held-out patients."""
+    if isinstance(variable, NominalVariable):
         seen = np.unique(y_test)  # named, because a guess of a level that no test patient has is only a miss
         accuracy = recall_score(y_test, guess, labels=seen, average="macro")
         return {"balanced_accuracy": float(accuracy), "chance": 1 / len(seen)}
-    guess = RidgeCV(alphas=np.logspace(-1, 5, 13)).fit(x, y).predict(x_test)
     correlation = spearmanr(guess, y_test).statistic if np.std(guess) > 0 else 0.0
     return {"spearman": float(correlation), "chance": 0.0}
 

@@ -28,7 +28,7 @@ SCALARS = (
     "evaluation/reconstruction_volumes/{modality}",
     "evaluation/retrieval/{modality}-{modality}/{recall}/{features}",
     "evaluation/retrieval/{modality}-{modality}/candidates",
-    "evaluation/probe/{score}/{features}",
+    "evaluation/probe/{score}/{probed}",
     "evaluation/loss/{objective}",
     "monitor/volumes",
     "monitor/attention/{attention}",
@@ -37,9 +37,12 @@ SCALARS = (
 """Every scalar that may travel. A placeholder stands for one word of a public vocabulary: the job's modalities and
 objectives, and the fixed lists below. Nothing that a site, a file or a header names can be part of a scalar's name."""
 
+FEATURES = ("model", "untrained", "body_mask", "voxels", "chance")
+
 VOCABULARIES = {
     "predictor": ("model", "untrained", "modality_mean", "neighbour_mean"),
-    "features": ("model", "untrained", "body_mask", "voxels", "chance"),
+    "features": FEATURES,
+    "probed": (*FEATURES, "pooled", "pooled_untrained"),
     "recall": ("r1", "r5"),
     "score": ("spearman", "balanced_accuracy"),
     "attention": ("background", "background_share", "brightness", "entropy", "class_token", "registers"),

@@ -149,7 +149,7 @@ def retrievals(run: RunRecord) -> list[Measurement]:
 
 
 def probes(run: RunRecord) -> list[Measurement]:
-    """The linear probe, by site, of the last evaluation."""
+    """The linear probe and that of pooled volumes, by site, of the last evaluation."""
     variable = (run.job.evaluation.probe if run.job else None) or "variable"
     found = []
     for site in run.sites:
@@ -162,6 +162,10 @@ def probes(run: RunRecord) -> list[Measurement]:
                 found.append(
                     Measurement(site, "probe", variable, title, size, rounds, after[f"{prefix}model"], controls, False)
                 )
+            if f"{prefix}pooled" in after:
+                own = {"untrained": after.get(f"{prefix}pooled_untrained"), "chance": after.get(f"{prefix}chance")}
+                pooled, subject = after[f"{prefix}pooled"], f"{variable}, pooled volumes"
+                found.append(Measurement(site, "probe", subject, title, size, rounds, pooled, _known(own), False))
     return found
 
 

@@ -102,7 +102,7 @@ def probe_table(run: Run) -> Table:
     """The linear probe on frozen features, by site; higher is better."""
     note = (
         "A linear map from the frozen features to a clinical variable, scored on those held-out patients that have it; "
-        "higher is better."
+        "higher is better. Of the mean over a patient's modalities; of pooled volumes: attention says which ones count."
     )
     leading = ["site", "variable", "score", "held-out patients"]
     return _compared("Linear probe", leading, probes(read_run(run)), FEATURE_CONTROLS, note, _probe_cells)

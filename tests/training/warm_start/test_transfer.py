@@ -254,6 +254,14 @@ def test_a_code_one_longer_than_a_cube_holds_the_class_tokens_position() -> None
     assert of_class is None
 
 
+def test_a_code_one_longer_than_a_cube_is_all_of_patches_where_there_is_no_class_token() -> None:
+    vit = quiet(ViT, 1, (16, 28, 4), (4, 4, 4), **SIZES)  # 4 x 7 x 1 = 27 + 1 patches
+    patches, of_class = split_positions(recognise(dict(vit.state_dict())))
+    assert patches is not None
+    assert len(patches) == 28
+    assert of_class is None
+
+
 def test_separate_projections_are_put_together(make_job: MakeJob) -> None:
     source = dict(monai_vit().state_dict())
     for n in range(DEPTH):

@@ -3,15 +3,17 @@
     python benchmarks/objective_box.py --out boxes --seed 0
 
 A phantom hospital with CT, T1 and T2; a quarter of its patients is held out. The objective is trained alone, for so
-many steps. Measured are boxes that are cut from another modality than the one in which they are looked for, in held-out
-patients, at fixed places. Beside it: the best box that looks at no scan; the box of the query's own size in the middle
-of the crop (its size is no secret); and the same head, trained as long, on an encoder that keeps its initial weights.
-Also the share of boxes with an IoU of at least .5, and of centres, the mean distance along an axis in millimetres.
+many steps; with --before N after N steps of masked and cross-modal reconstruction, in turn. Measured are boxes that are
+cut from another modality than the one in which they are looked for, in held-out patients, at fixed places. Beside it:
+the best box that looks at no scan; the box of the query's own size in the middle of the crop (its size is no secret);
+and the same head, trained as long, on an encoder that keeps its initial weights. Also the share of boxes with an IoU of
+at least .5, and of centres, the mean distance along an axis in millimetres.
 """
 
 import argparse
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from parametrium.data.cache import PreparedPatient
 from parametrium.data.crops import draw_aligned
 from parametrium.data.loader import CropLoader, read_batch
 from parametrium.data.prepare import prepare_cohort
+from parametrium.model.encoder import Encoder
 from parametrium.objectives.boxes import as_fractions, iou
 from parametrium.objectives.localisation import BoxLocalisation
 from parametrium.objectives.registry import PretrainingModel
@@ -43,8 +46,12 @@ class Found(NamedTuple):
     true: Tensor
 
 
-def job_of(arguments: argparse.Namespace) -> JobConfig:
-    """Box localisation alone, at the size of the demonstration."""
+def job_of(arguments: argparse.Namespace, *, before: bool = False) -> JobConfig:
+    """At the size of the demonstration: box localisation alone, or the reconstruction before it."""
+    late = 1 - 1e-9
+    reconstruction = [{"kind": f"{kind}_reconstruction"} for kind in ("masked", "cross_modal")]
+    boxes = {"kind": "box_localisation", "layers": arguments.layers}
+    objectives = [*reconstruction, boxes | {"start": late}] if before else [boxes]
     return parse_job(
         {
             "name": "boxes",
@@ -53,11 +60,11 @@ def job_of(arguments: argparse.Namespace) -> JobConfig:
             "preparation": {"spacing_mm": [arguments.spacing] * 3},
             "crop": [arguments.crop] * 3,
             "model": {"preset": "tiny", "patch": arguments.patch},
-            "objectives": [{"kind": "box_localisation", "layers": arguments.layers}],
+            "objectives": objectives,
             "batch": {"patients": 8, "volumes_per_patient": 2},
             "optimiser": {"learning_rate": arguments.rate},
             "rounds": 1,
-            "local_steps": arguments.steps,
+            "local_steps": arguments.before + 1 if before else arguments.steps,
         }
     )
 
@@ -74,15 +81,26 @@ def train(state: TrainState, job: JobConfig, patients: list[PreparedPatient], he
     """Seconds a step; prints the held-out IoU four times on the way."""
     loader = CropLoader(patients, job, SITE, CropPlan(job, state.model))
     started, passed = time.perf_counter(), 0.0
+    overlaps: list[float] = []
     for step in range(job.total_steps):
         report = train_step(state, loader[step], job, SITE)
+        overlaps.append(report.scalars["iou/box_localisation"])
         if (step + 1) % max(job.total_steps // 4, 1) == 0:
             passed += time.perf_counter() - started
             found = measure(state.model, held_out, job)
-            shown = f"{report.scalars['iou/box_localisation']:.3f}, held out {float(iou(*found).mean()):.3f}"
-            print(f"  step {step + 1}: loss {report.losses['box_localisation']:.3f}, IoU {shown}", flush=True)
+            shown = f"{fmean(overlaps[-50:]):.3f}, held out {float(iou(*found).mean()):.3f}"
+            print(f"  step {step + 1}: IoU in training, last 50 steps, {shown}", flush=True)
             started = time.perf_counter()
     return passed / job.total_steps
+
+
+def reconstructing(job: JobConfig, steps: int, patients: list[PreparedPatient]) -> Encoder:
+    """An encoder after so many steps of reconstruction."""
+    state = new_state(job, torch.device("cpu"))
+    loader = CropLoader(patients, job, SITE, CropPlan(job, state.model))
+    for step in range(steps):
+        train_step(state, loader[step], job, SITE)
+    return state.model.encoder
 
 
 @torch.no_grad()
@@ -123,6 +141,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=32)
     parser.add_argument("--patch", type=int, default=8)
     parser.add_argument("--spacing", type=float, default=4.0)
+    parser.add_argument("--before", type=int, default=0)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--skip-frozen", action="store_true", help="leave out the control with an untrained encoder")
@@ -137,6 +156,9 @@ def main() -> None:
     training, held_out = split(prepared.patients, job)
     print(f"{len(training)} patients train, {len(held_out)} are held out; {arguments.steps} steps")
     state = new_state(job, torch.device("cpu"))
+    if arguments.before:
+        encoder = reconstructing(job_of(arguments, before=True), arguments.before, training)
+        state.model.encoder.load_state_dict(encoder.state_dict())
     seconds = train(state, job, training, held_out)
     rows = [row("trained", measure(state.model, held_out, job), job)]
     if not arguments.skip_frozen:

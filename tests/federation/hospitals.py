@@ -43,7 +43,9 @@ def write_job(path: Path, **changes: Any) -> Path:
     return path
 
 
-def write_site(folder: Path, name: str, modalities: Sequence[str], patients: int = 4) -> Path:
+def write_site(
+    folder: Path, name: str, modalities: Sequence[str], patients: int = 4, objectives: Sequence[str] = ()
+) -> Path:
     """A hospital whose folders, files, headers and tables all hold the sentinel; gives its config."""
     home = folder / f"{SENTINEL}-{name}"
     rows, clinical = [], []
@@ -60,12 +62,14 @@ def write_site(folder: Path, name: str, modalities: Sequence[str], patients: int
     rows.append(row(f"{SENTINEL}0", f"{SENTINEL}_other.nii.gz", **broken))
     write_rows(home / "scans" / "cohort.csv", rows)
     write_rows(home / "scans" / "clinical.csv", clinical)
-    return write_config(folder, name, home)
+    return write_config(folder, name, home, objectives)
 
 
-def write_config(folder: Path, name: str, home: Path) -> Path:
+def write_config(folder: Path, name: str, home: Path, objectives: Sequence[str] = ()) -> Path:
     site = {"site": name, "cohort": str(home / "scans"), "cache": str(home / "cache"), "state": str(home / "state")}
-    policy = {"minimum_patients": 1, "minimum_local_steps": 1}
+    policy: dict[str, Any] = {"minimum_patients": 1, "minimum_local_steps": 1}
+    if objectives:
+        policy["objectives"] = list(objectives)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**site, "device": "cpu", "policy": policy}), encoding="utf-8")
     return path
@@ -83,9 +87,9 @@ def save(path: Path, seed: int, shift: float) -> None:
 def environment(folder: Path, faults: Mapping[str, Mapping[int, str]]) -> dict[str, str]:
     """Environment for a command whose trainers misbehave as planned and record their honest updates in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join([str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     plan = {"faults": faults, "sentinel": SENTINEL, "record": str(folder)}
-    places = os.pathsep.join([str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": places, "PARAMETRIUM_TEST_FAULTS": json.dumps(plan)}
+    return {**os.environ, "PYTHONPATH": path, "PARAMETRIUM_TEST_FAULTS": json.dumps(plan)}
 
 
 def run_command(*arguments: str | Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:

@@ -153,8 +153,10 @@ def test_too_few_healthy_sites_stop_the_run_loudly(tmp_path: Path) -> None:
 
 
 def test_one_site_alone_learns_the_same_with_and_without_a_federation(tmp_path: Path) -> None:
-    site = write_site(tmp_path, "alpha", ["CT", "T1"])
-    job = write_job(tmp_path / "job.yaml")
+    """With every kind of state: moments, and a teacher that is kept at the site."""
+    kinds = ["masked_reconstruction", "soft_contrastive", "latent_prediction", "box_localisation"]
+    site = write_site(tmp_path, "alpha", ["CT", "T1"], objectives=kinds)
+    job = write_job(tmp_path / "job.yaml", objectives=[{"kind": kind} for kind in kinds])
     env = environment(tmp_path / "recorded", {})
     federated = run_command("simulate", job, site, "--out", tmp_path / "one", "--timeout", "120", env=env)
     local = run_command("train", job, site, "--out", tmp_path / "two", env=env)

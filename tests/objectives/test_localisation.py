@@ -294,6 +294,14 @@ def test_boxes_show_the_body(make_job: MakeJob, make_batch: MakeBatch) -> None:
     assert len(drawn.row) > 30
 
 
+def test_a_box_is_body_where_it_is_cut_and_where_it_is_looked_for(make_job: MakeJob, make_batch: MakeBatch) -> None:
+    _, objective = model_for(make_job)
+    for blank in (0, 1):
+        batch = make_batch([[0, 1], [2]])
+        batch.body[blank] = False
+        assert objective.draw(batch, 4, seeded()).row.tolist() == [2]
+
+
 def field(patients: int, generator: torch.Generator) -> Batch:
     """The same smooth anatomy in two modalities of opposite contrast, with noise: where a box lies can be seen."""
     axis = torch.linspace(-1, 1, 16)

@@ -1,5 +1,6 @@
 """Small things that many tests need: a job, a batch, the public scans beside the checkout."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,11 @@ from parametrium.config import JobConfig, parse_job
 from parametrium.data.batch import Batch
 
 # A busy machine is no failure: no example has a deadline, and slow drawing of examples is no fault of the test.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+# Every run tries the same examples; HYPOTHESIS_PROFILE=explore tries others, to look for what nobody thought of.
+_PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", derandomize=True, database=None, **_PATIENT)
+settings.register_profile("explore", **_PATIENT)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 REAL_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 

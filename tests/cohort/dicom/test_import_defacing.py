@@ -251,7 +251,7 @@ def test_another_setting_converts_again_and_a_face_of_an_earlier_import_goes(tmp
     assert [sidecar(cohort, row)["defaced"] for row in rows(cohort)] == [True, True]
     run(source, cohort, only_heads)
     assert len(rows(cohort, "masks")) == len(list(cohort.rglob("*_defaced.nii.gz"))) == 1
-    with pytest.raises(CohortError, match=r"PM204 .*no volume to import \(files: 80 defacing_failed\)"):
+    with pytest.raises(CohortError, match=r"PM204 .*no volume to import; files: 80 defacing_failed"):
         run(source, cohort, program(tmp_path, "fails"))
     assert images(cohort) == {}
 

@@ -394,7 +394,7 @@ def test_a_source_that_is_not_there_leaves_no_trace(tmp_path: Path) -> None:
 def test_a_source_without_a_volume_is_refused_and_told(tmp_path: Path) -> None:
     write_series(tmp_path / "source", volume(), patient="")
     (tmp_path / "source" / "text").write_text("SENTINEL")
-    with pytest.raises(CohortError, match=r"PM204 .*no volume to import \(files: 5 no_patient, 1 not_dicom\)"):
+    with pytest.raises(CohortError, match=r"PM204 .*no volume to import; files: 5 no_patient, 1 not_dicom"):
         run(tmp_path / "source", tmp_path / "cohort")
     assert {row["reason"] for row in rows(tmp_path / "cohort", "problems")} == {"no_patient", "not_dicom"}
     report = run(_below(tmp_path / "source", "SENTINEL"), tmp_path / "cohort", patient_folders=True)

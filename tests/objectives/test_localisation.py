@@ -1,5 +1,6 @@
 """Box localisation: what is cut from where, that its place is not given away, and who is counted (METHODS 2.1)."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from parametrium.config import JobConfig
 from parametrium.data.batch import Batch, CropRequest
 from parametrium.model.encoder import Encoded
 from parametrium.model.modality import tensor_owners
+from parametrium.model.position import grid_positions
 from parametrium.objectives.boxes import as_fractions, box_loss, iou
 from parametrium.objectives.localisation import SIZES, BoxLocalisation, Drawn, disguise
 from parametrium.objectives.registry import PretrainingModel, build_model
@@ -20,6 +22,8 @@ from parametrium.training.step import new_state, train_step
 
 MakeJob = Callable[..., JobConfig]
 MakeBatch = Callable[..., Batch]
+
+PATCH = 4
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -223,6 +227,41 @@ def test_the_loss_equals_a_loop_over_boxes(make_job: MakeJob, make_batch: MakeBa
     assert float(outcome.loss) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert outcome.scalars["iou"] == pytest.approx(sum(overlaps) / len(overlaps), rel=1e-4)
     assert outcome.scalars.keys() == {"iou", "iou_chance", "chance"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("low", [[0, 0, 0], [2, 1, 2], [1, 2, 0]])
+def test_tokens_that_are_found_again_vote_for_the_true_centre(make_job: MakeJob, low: list[int]) -> None:
+    _, objective = model_for(make_job)
+    places = grid_positions((16, 16, 16), PATCH, (3.0, 3.0, 3.0))
+    features = 3 * torch.randn(1, 64, 24, generator=seeded())  # directions that hardly resemble each other
+    inside = torch.zeros(4, 4, 4, dtype=torch.bool)
+    d, h, w = (slice(first, first + 2) for first in low)
+    inside[d, h, w] = True
+    objective.head.log_sharpness.fill_(math.log(100))
+    objective.head.alike.weight.copy_(torch.eye(24))
+    objective.head.alike.bias.zero_()
+    own_mm = grid_positions((8, 8, 8), PATCH, (3.0, 3.0, 3.0))
+    votes = objective.head.votes(features[:, inside.flatten()], own_mm, features, places[None])
+    centre = places[inside.flatten()].mean(0)
+    assert torch.allclose(votes, centre.expand(1, 8, 3), atol=0.1)
+
+
+@torch.no_grad()
+def test_votes_equal_a_loop_and_stay_in_float32(make_job: MakeJob) -> None:
+    _, objective = model_for(make_job)
+    query, image = torch.randn(2, 5, 24, generator=seeded()), torch.randn(2, 9, 24, generator=seeded(1))
+    query_mm, image_mm = 20 * torch.randn(5, 3, generator=seeded(2)), 50 * torch.randn(2, 9, 3, generator=seeded(3))
+    votes = objective.head.votes(query, query_mm, image, image_mm)
+    like, own = (objective.head.alike(tokens).double() for tokens in (image, query))
+    for b in range(2):
+        for q in range(5):
+            cosines = [float(own[b, q] @ k / own[b, q].norm() / k.norm()) for k in like[b]]
+            weights = torch.tensor([math.exp(10 * cosine) for cosine in cosines], dtype=torch.float64)
+            expected = (weights / weights.sum()) @ image_mm[b].double() - query_mm[q].double()
+            assert torch.allclose(votes[b, q].double(), expected, atol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert objective.head.votes(query, query_mm, image, image_mm).dtype == torch.float32
 
 
 def test_the_image_may_be_masked_but_never_the_box(

@@ -20,15 +20,15 @@ from parametrium.objectives.target import standardise
 from parametrium.report import pictures
 from parametrium.report.embedding import Point, components, load_points
 from parametrium.report.pictures import ABOUT, central_corner, draw_pictures, restored
-from parametrium.report.planes import ACROSS, Item, Panel, draw_items, plane_of
+from parametrium.report.planes import ACROSS, Item, Panel, draw_items, filled, frame_of, plane_of
 from parametrium.site.trainer import SiteTrainer
 
 MakeJob = Callable[..., JobConfig]
-THREE = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive"]
+FOUR = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive", "box_localisation"]
 SETS = [["CT", "T1"], ["CT"], ["T1", "PET"], ["CT", "T1"]]
 
 
-def job(make_job: MakeJob, kinds: Sequence[str] = THREE, **changes: Any) -> JobConfig:
+def job(make_job: MakeJob, kinds: Sequence[str] = FOUR, **changes: Any) -> JobConfig:
     return make_job(objectives=[{"kind": kind} for kind in kinds], evaluation={"crops": 2}, **changes)
 
 
@@ -45,7 +45,7 @@ def is_drawn(path: Path) -> bool:
 
 
 def test_every_picture_is_drawn(make_job: MakeJob, tmp_path: Path) -> None:
-    drawn = draw(make_job, tmp_path / "p", memory_patients(SETS), kinds=[*THREE, "template_reconstruction"])
+    drawn = draw(make_job, tmp_path / "p", memory_patients(SETS), kinds=[*FOUR, "template_reconstruction"])
     assert drawn == list(ABOUT)
     names = sorted(path.name for path in (tmp_path / "p").iterdir())
     assert names == sorted([*(f"{name}.png" for name in ABOUT), "embeddings.json"])
@@ -108,7 +108,7 @@ def test_a_picture_that_fails_does_not_fail_the_run(
         monkeypatch.setattr(pictures, name, broken)
     with caplog.at_level(logging.WARNING):
         assert draw(make_job, tmp_path / "p", memory_patients(SETS)) == ["embeddings"]
-    assert len(caplog.records) == 3
+    assert len(caplog.records) == 4
     assert "the picture masked_reconstruction was not drawn: PM901" in caplog.text
     assert "secret" not in caplog.text
 
@@ -180,6 +180,17 @@ def test_planes_are_as_a_radiologist_sees_them() -> None:
     sagittal = plane_of(volume, "sagittal", 3)
     assert sagittal.shape == (8, 6)
     assert (sagittal[0, 0], sagittal[0, -1], sagittal[-1, 0]) == (9, 2, 3)
+
+
+def test_a_box_is_filled_and_framed_voxel_by_voxel() -> None:
+    inside = filled([0.5, 0.3, 0.5, 0.4, 0.4, 1.0], (10, 10, 4))
+    assert {tuple(place) for place in np.argwhere(inside).tolist()} == {
+        (d, h, w) for d in range(3, 7) for h in range(1, 5) for w in range(4)
+    }
+    frame = frame_of(filled([0.5] * 3 + [0.6] * 3, (10, 10, 10)))
+    assert frame.sum() == 6**3 - 4**3
+    assert frame[2, 5, 5] == frame[5, 7, 5] == 1
+    assert frame[5, 5, 5] == frame[1, 5, 5] == 0
 
 
 def test_the_middle_plane_is_taken_unless_another_is_named() -> None:

@@ -6,6 +6,7 @@ that both show, not the grey values of one.
 N crops, B boxes, K image tokens, Q box tokens, C encoder channels, G head channels, D H W voxels of a crop.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from parametrium.config import BoxLocalisationConfig, JobConfig
 from parametrium.data.batch import Batch, CropRequest
@@ -41,12 +43,19 @@ from parametrium.objectives.target import MINIMUM_BODY
 SIZES = 4
 """Different sizes of boxes in a batch: boxes of one size are encoded together, without any filling up."""
 
+SLOPE = 4.0
+"""A sigmoid's inverse at its middle: a vote of .1 off the crop's centre moves the answer by about .1."""
+
 ENOUGH_BODY = 0.5
 """Of the places that are tried, the first with this share of body is taken; else the one with most."""
 
 
 class BoxHead(nn.Module):
-    """The box's tokens look for themselves among the image's tokens, and agree on centre and size.
+    """The box's tokens look for themselves among the image's tokens, vote for a centre, and agree on centre and size.
+
+    A vote is the mean place of the image tokens that are like a box token, less that token's place in the box. Without
+    votes, cross-attention alone answered with the crop's middle for as long as it was watched (480 steps), even where
+    the box was a plain copy: what is found in one token and where it lies first has to meet in a product.
 
     Args:
         shape: sizes; the head has the width and heads of the reconstruction decoders.
@@ -62,11 +71,23 @@ class BoxHead(nn.Module):
         self.pooled = nn.Linear(2 * shape.width, width)
         # Two layers need no damping; with the encoder's LayerScale the box would hardly look at the image at first.
         undamped = replace(shape, layer_scale=1.0)
+        self.alike = nn.Linear(shape.width, width)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.vote = nn.Linear(3, width)
         self.blocks = nn.ModuleList(Block(width, shape.decoder_heads, undamped) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.box = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
 
-    def forward(self, query: Encoded, query_mm: Tensor, image: Tensor, image_mm: Tensor) -> Tensor:
+    def votes(self, query: Tensor, query_mm: Tensor, image: Tensor, image_mm: Tensor) -> Tensor:
+        """[B, Q, 3] where each box token [B, Q, C] puts the box's centre: millimetres from the crop's, float32."""
+        like, own = (F.normalize(self.alike(tokens).float(), dim=-1, eps=1e-6) for tokens in (image, query))
+        with torch.autocast(like.device.type, enabled=False):
+            scores = self.log_sharpness.exp().clamp(max=100) * own @ like.transpose(1, 2)
+            return scores.softmax(-1) @ image_mm - query_mm
+
+    def forward(
+        self, query: Encoded, query_mm: Tensor, image: Tensor, image_mm: Tensor, crop_mm: tuple[float, float, float]
+    ) -> Tensor:
         """[B, 6] centre and size as fractions of the crop.
 
         Args:
@@ -74,15 +95,18 @@ class BoxHead(nn.Module):
             query_mm: [Q, 3] patch centres from the box's own centre.
             image: [B, K, C] tokens of the crops.
             image_mm: [B, K, 3] patch centres from the crop's centre.
+            crop_mm: edges of the crops.
         """
+        votes = self.votes(query.patches, query_mm, image, image_mm) / image_mm.new_tensor(crop_mm)
         seen = self.context(image)
         seen = seen + position_code(image_mm, self.width).to(seen.dtype)
         own = self.token(query.patches)
-        own = own + position_code(query_mm, self.width).to(own.dtype)
+        own = own + position_code(query_mm, self.width).to(own.dtype) + self.vote(SLOPE * votes).to(own.dtype)
         x = torch.cat([self.pooled(query.pooled)[:, None].to(own.dtype), own], dim=1)
         for block in self.blocks:
             x = block(x, seen)
-        return self.box(self.norm(x).mean(1)).float().sigmoid()  # type: ignore[no-any-return]
+        answer = self.box(self.norm(x).mean(1)).float()
+        return (answer + F.pad(SLOPE * votes.mean(1), (0, 3))).sigmoid()  # type: ignore[no-any-return]
 
 
 class Drawn(NamedTuple):
@@ -148,12 +172,13 @@ class BoxLocalisation(Objective):
         visible, _ = draw_mask(len(row), grid, self.config.mask_ratio, generator)
         tokens = encoder.encode(images[row], batch.modality[row], self.spacing_mm, visible).patches
         positions = crop_positions(images, encoder.shape.patch, self.spacing_mm)[visible.to(device)]
+        d, h, w = (n * mm for n, mm in zip(_extent(images), self.spacing_mm, strict=True))
         found, order = [], []
         for extent in torch.unique(drawn.extents, dim=0).tolist():
             these = (drawn.extents == torch.tensor(extent)).all(1).nonzero().squeeze(1)
             box, query_mm = self.query(encoder, batch, drawn, these, extent, generator)
             own = these.to(device)
-            found.append(self.head(box, query_mm, tokens[own], positions[own]))
+            found.append(self.head(box, query_mm, tokens[own], positions[own], (d, h, w)))
             order.append(these)
         return torch.cat(found)[torch.cat(order).argsort().to(device)]
 

@@ -28,12 +28,14 @@ from parametrium.errors import public_text
 from parametrium.evaluation.features import encoder_features, patient_features
 from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import gather, patchify, unpatchify
+from parametrium.objectives.boxes import as_fractions, iou
+from parametrium.objectives.localisation import BoxLocalisation
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
 from parametrium.objectives.registry import PretrainingModel
 from parametrium.objectives.target import Target
 from parametrium.report.embedding import draw_map, save_points
 from parametrium.report.learned_templates import draw_templates
-from parametrium.report.planes import Image, Item, Panel, draw_items
+from parametrium.report.planes import Image, Item, Panel, draw_items, filled, frame_of
 from parametrium.report.rollouts import (
     Overlay,
     edge_corner,
@@ -69,6 +71,11 @@ ABOUT = {
         "Cross-modal reconstruction",
         "The grey patches are hidden and filled with those of the other, registered modality; the model gives back the "
         "first modality there.",
+    ),
+    "box_localisation": (
+        "Box localisation",
+        "The model is given the box as another modality shows it, and says where in the first modality it lies. Planes "
+        "through the middle of the true box; frames are the true and the found one.",
     ),
     "templates": (
         "Templates",
@@ -162,6 +169,7 @@ def draw_pictures(
     draw: dict[str, Callable[[Scene, Path], bool]] = {
         "masked_reconstruction": _masked_reconstruction,
         "cross_modal_reconstruction": _cross_modal_reconstruction,
+        "box_localisation": _box_localisation,
         "templates": _templates,
         "attention_rollout": _attention_rollout,
         "embeddings": _embeddings,
@@ -260,6 +268,34 @@ def _cross_modal_reconstruction(scene: Scene, path: Path) -> bool:
         fill = Panel(f"{other.modality} (fills)", _array(images[1]), _window(batch, 1))
         title = f"{volume.modality} from {other.modality}, patient {patient + 1}"
         items.append(Item(title, (*panels[:2], fill, *panels[2:])))
+    return _draw(path, items, scene, 2)
+
+
+def _box_localisation(scene: Scene, path: Path) -> bool:
+    if "box_localisation" not in scene.model.objectives:
+        return False
+    objective = scene.model.objective("box_localisation")
+    assert isinstance(objective, BoxLocalisation)  # noqa: S101 - for mypy; the registry pairs kind and class
+    items = []
+    for patient, volume, other in _registered_pairs(scene)[:PAIRS]:
+        batch = scene.batch([volume, other], central_corner(volume, scene.job.crop))
+        generator = torch.Generator().manual_seed(scene.job.seed)
+        drawn = objective.draw(batch, scene.patch, generator)
+        if 0 not in drawn.row:
+            continue
+        true = as_fractions(drawn.low, drawn.extents, scene.job.crop)[0]
+        found = objective.locate(scene.model.encoder, batch, drawn, generator)[0].cpu()
+        image, window = _array(batch.images[0]), _window(batch, 0)
+        inside = filled(true.tolist(), scene.job.crop)
+        box = np.where(inside, _array(batch.images[1]), np.float32(np.nan))
+        agreement = f"found, IoU {float(iou(found[None], true[None])):.2f}"
+        panels = (
+            Panel(f"box, in {other.modality}", box, _window(batch, 1)),
+            Panel(f"its place in {volume.modality}", image, window, overlay=frame_of(inside)),
+            Panel(agreement, image, window, overlay=frame_of(filled(found.tolist(), scene.job.crop))),
+        )
+        d, h, w = (int(a + n // 2) for a, n in zip(drawn.low[0], drawn.extents[0], strict=True))
+        items.append(Item(f"{other.modality} in {volume.modality}, patient {patient + 1}", panels, (d, h, w)))
     return _draw(path, items, scene, 2)
 
 

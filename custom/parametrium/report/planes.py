@@ -89,6 +89,25 @@ def plane_of(volume: Image, plane: Plane, index: int | None = None) -> Image:
     return picture
 
 
+def filled(box: Sequence[float], extent: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """[D, H, W] the voxels whose centre lies in a box of (centre, size) along D, H, W as fractions of the whole."""
+    inside = np.ones(extent, dtype=np.bool_)
+    for axis, voxels in enumerate(extent):
+        along = np.abs((np.arange(voxels) + 0.5) / voxels - box[axis]) <= box[axis + 3] / 2
+        inside &= along.reshape([-1 if other == axis else 1 for other in range(3)])
+    return inside
+
+
+def frame_of(inside: NDArray[np.bool_]) -> Image:
+    """[D, H, W] 1 in the outermost voxels of a box, along each axis by itself, and 0 elsewhere."""
+    core = inside.copy()
+    for axis in range(3):
+        for step in (-1, 1):
+            core &= np.roll(inside, step, axis)
+    frame: Image = (inside & ~core).astype(np.float32)
+    return frame
+
+
 def draw_items(
     target: Path | BinaryIO, items: Sequence[Item], spacing_mm: Spacing, beside: int, dpi: int = _DPI
 ) -> None:

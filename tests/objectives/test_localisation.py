@@ -31,7 +31,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def model_for(make_job: MakeJob, **settings: Any) -> tuple[PretrainingModel, BoxLocalisation]:
-    model = build_model(make_job(objectives=[{"kind": "box_localisation", **settings}])).eval()
+    """With one box a crop unless the settings say more."""
+    model = build_model(make_job(objectives=[{"kind": "box_localisation", "boxes": 1, **settings}])).eval()
     objective = model.objective("box_localisation")
     assert isinstance(objective, BoxLocalisation)
     return model, objective
@@ -213,10 +214,11 @@ def test_a_box_is_the_same_voxels_wherever_the_rest_changes(make_job: MakeJob, m
 
 @torch.no_grad()
 def test_the_loss_equals_a_loop_over_boxes(make_job: MakeJob, make_batch: MakeBatch) -> None:
-    model, objective = model_for(make_job)
+    model, objective = model_for(make_job, boxes=2)
     batch = make_batch([[0, 1], [1, 2, 0]])
     outcome = objective(model.encoder, batch, seeded())
     drawn = objective.draw(batch, 4, seeded())
+    assert drawn.row.tolist() == [0, 1, 2, 3, 4] * 2
     losses, overlaps = [], []
     for n in range(len(drawn.row)):
         alone = Drawn(*(part[n, None] for part in drawn))
@@ -281,25 +283,27 @@ def touched(model: PretrainingModel) -> set[str]:
     return names
 
 
+@pytest.mark.parametrize("boxes", [1, 3])
 @pytest.mark.parametrize("sets", [[[0, 1], [2], [1, 2, 0]], [[0], [0]], [[1, 2], [1, 2]]])
-def test_contributions_count_the_boxes_with_a_gradient_path(
-    make_job: MakeJob, make_batch: MakeBatch, sets: list[list[int]]
+def test_contributions_count_the_crops_with_a_gradient_path(
+    make_job: MakeJob, make_batch: MakeBatch, sets: list[list[int]], boxes: int
 ) -> None:
-    model, objective = model_for(make_job)
+    model, objective = model_for(make_job, boxes=boxes)
     batch = make_batch(sets)
     batch.body[-1] = False  # whoever needs this crop's body is left out
     expected: Counter[str] = Counter()
     drawn = objective.draw(batch, 4, seeded())
     true = as_fractions(drawn.low, drawn.extents, (16, 16, 16))
-    for n in range(len(drawn.row)):
+    crops = drawn.row.unique()
+    for crop in crops:
         predicted = objective.locate(model.encoder, batch, drawn, seeded())
-        box_loss(predicted, true)[n].backward()
+        box_loss(predicted, true)[drawn.row == crop].sum().backward()
         expected.update(touched(model))
     outcome = objective(model.encoder, batch, seeded())
     outcome.loss.backward()
     owners = tensor_owners(model)
     assert {name: outcome.contribution(owners[name]) for name in touched(model)} == expected
-    assert outcome.samples == len(drawn.row) < len(batch.images)
+    assert outcome.samples == len(crops) < len(batch.images)
     assert not outcome.decoded
     assert all(owner.modality is None for name, owner in owners.items() if name.startswith("objectives."))
 

@@ -119,6 +119,8 @@ class BoxLocalisationConfig(_Objective):
     kind: Literal["box_localisation"] = "box_localisation"
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the crop's patches that the encoder does not see; the box is always seen whole."""
+    boxes: Count = 3
+    """Boxes that are looked for in each crop, which is encoded once for all."""
     size: tuple[Annotated[float, Field(gt=0, le=0.75)], Annotated[float, Field(gt=0, le=0.75)]] = (0.1, 0.4)
     """Smallest and largest edge of a box as a share of the crop's; in small crops at least 2 and 3 patches."""
     aspect: Annotated[float, Field(ge=0, lt=1)] = 0.2

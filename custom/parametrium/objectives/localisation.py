@@ -145,39 +145,41 @@ class BoxLocalisation(Objective):
         return CropRequest("aligned", patients, max(volumes, 2))
 
     def draw(self, batch: Batch, patch: int, generator: torch.Generator) -> Drawn:
-        """One box for every crop; a crop in which no try finds body is left out.
+        """Boxes of every crop; one for which no try finds body is left out.
 
-        Rows that share a size are drawn at random, so that size tells nothing of modality or patient.
+        Boxes that share a size are drawn at random, so that size tells nothing of modality or patient.
         """
-        crop = _extent(batch.images)
-        rows = torch.arange(len(batch.images))
+        crop, number = _extent(batch.images), len(batch.images)
+        rows = torch.arange(number).repeat(self.config.boxes)
         source = rows.clone()
-        anchor, other = draw_pairs(batch, generator)
-        source[anchor.cpu()] = other.cpu()
+        for first in range(0, len(rows), number):
+            anchor, other = draw_pairs(batch, generator)
+            source[first + anchor.cpu()] = other.cpu()
         sizes = draw_extents(SIZES, crop, patch, self.config.size, self.config.aspect, generator)
         extents = sizes[torch.randperm(len(rows), generator=generator) % SIZES]
         places = draw_places(extents, crop, TRIES, generator)
         device = batch.body.device
-        in_both = batch.body & batch.body[source.to(device)]
+        in_both = batch.body[rows.to(device)] & batch.body[source.to(device)]
         shares = body_shares(in_both, places.to(device), extents.to(device)).cpu()
         best = shares.clamp(max=ENOUGH_BODY).argmax(1)
-        shown = shares[rows, best] >= MINIMUM_BODY
-        return Drawn(rows[shown], source[shown], places[rows, best][shown], extents[shown])
+        every = torch.arange(len(rows))
+        shown = shares[every, best] >= MINIMUM_BODY
+        return Drawn(rows[shown], source[shown], places[every, best][shown], extents[shown])
 
     def locate(self, encoder: Encoder, batch: Batch, drawn: Drawn, generator: torch.Generator) -> Tensor:
         """[B, 6] where the model thinks the boxes are."""
         images, device = batch.images, batch.images.device
-        row = drawn.row.to(device)
-        grid = patch_grid(images, encoder.shape.patch)
-        visible, _ = draw_mask(len(row), grid, self.config.mask_ratio, generator)
-        tokens = encoder.encode(images[row], batch.modality[row], self.spacing_mm, visible).patches
+        crops, of_box = torch.unique(drawn.row, return_inverse=True)  # a crop is encoded once for all of its boxes
+        visible, _ = draw_mask(len(crops), patch_grid(images, encoder.shape.patch), self.config.mask_ratio, generator)
+        crops = crops.to(device)
+        tokens = encoder.encode(images[crops], batch.modality[crops], self.spacing_mm, visible).patches
         positions = crop_positions(images, encoder.shape.patch, self.spacing_mm)[visible.to(device)]
         d, h, w = (n * mm for n, mm in zip(_extent(images), self.spacing_mm, strict=True))
         found, order = [], []
         for extent in torch.unique(drawn.extents, dim=0).tolist():
             these = (drawn.extents == torch.tensor(extent)).all(1).nonzero().squeeze(1)
             box, query_mm = self.query(encoder, batch, drawn, these, extent, generator)
-            own = these.to(device)
+            own = of_box[these].to(device)
             found.append(self.head(box, query_mm, tokens[own], positions[own], (d, h, w)))
             order.append(these)
         return torch.cat(found)[torch.cat(order).argsort().to(device)]
@@ -221,10 +223,14 @@ class BoxLocalisation(Objective):
             "iou_chance": float(iou(constant, true).mean()),
             "chance": float(box_loss(constant, true).mean()),
         }
-        own, other = (batch.modality[rows.to(batch.modality.device)] for rows in (drawn.row, drawn.source))
-        # A box counts once for a modality in which it is both cut and looked for.
-        embedded = Counter({m: int(((own == i) | (other == i)).sum()) for i, m in enumerate(encoder.modalities)})
-        return Outcome(box_loss(predicted, true).mean(), len(drawn.row), +embedded, scalars=scalars)
+        embedded = _crops_by_modality(drawn, batch.modality.tolist(), encoder.modalities)
+        return Outcome(box_loss(predicted, true).mean(), len(set(drawn.row.tolist())), embedded, scalars=scalars)
+
+
+def _crops_by_modality(drawn: Drawn, modality: Sequence[int], names: Sequence[str]) -> Counter[str]:
+    """Crops whose boxes are looked for or cut in a modality: each once, however many of its boxes that are."""
+    pairs = zip(drawn.row.tolist(), drawn.source.tolist(), strict=True)
+    return Counter(names[m] for _, m in {(row, modality[n]) for row, source in pairs for n in (row, source)})
 
 
 def disguise(box: Tensor, body: Tensor, generator: torch.Generator) -> Tensor:

@@ -211,3 +211,18 @@ def test_rounds_by_hand_equal_a_local_run(job: JobConfig, site: SiteConfig, tmp_
         model = aggregate(model, [trainer.train(number, model)])
     trainer.close()
     assert same(final_model(train_locally(job, site, tmp_path / "run")), model)
+
+
+def test_before_the_first_round_there_is_no_teacher_and_its_loss_is_not_measured(
+    job: JobConfig, site: SiteConfig, tmp_path: Path
+) -> None:
+    held = job.model_copy(update={"evaluation": job.evaluation.model_copy(update={"holdout_fraction": 0.5})})
+    trainer = opened(held, site, tmp_path)
+    model = initial_tensors(held)
+    before = trainer.evaluate(0, model, final=False)
+    assert "evaluation/loss/masked_reconstruction" in before
+    assert "evaluation/loss/latent_prediction" not in before
+    trainer.train(0, model)
+    after = trainer.evaluate(1, model, final=False)
+    assert 0 < after["evaluation/loss/latent_prediction"] < 10
+    trainer.close()

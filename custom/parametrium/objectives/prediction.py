@@ -105,8 +105,10 @@ class LatentPrediction(Objective):
 
         ``chance`` is the loss of the targets' own mean as an answer to everything. ``spread`` is the deviation of a
         feature over the batch's crops at one place, mean over features and places: near 0, the teacher tells places
-        but no longer patients, however low the loss.
+        but no longer patients, however low the loss. Before the first round there is no teacher and nothing to measure.
         """
+        if not self.training and not self.teacher.ready:
+            return None
         config, patch, device = self.config, encoder.shape.patch, batch.images.device
         grid = patch_grid(batch.images, patch)
         masks = draw_block_masks(

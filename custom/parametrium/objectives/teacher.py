@@ -26,6 +26,11 @@ class Teacher:
         self._encoder: Encoder | None = None
         self._saved: dict[str, Tensor] = {}
 
+    @property
+    def ready(self) -> bool:
+        """Whether a round has begun."""
+        return self._encoder is not None
+
     def follow(self, encoder: Encoder, steps: int) -> None:
         """At the start of a round: moves towards the global weights.
 

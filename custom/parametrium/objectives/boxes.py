@@ -95,7 +95,8 @@ def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
     volume: two points, lines or faces at the same place.
     """
     both, either, around = _volumes(a, b)
-    return both / _positive(either) - (around - either) / _positive(around)
+    neither = (around - either).clamp(min=0)  # below 0 by rounding alone, of boxes as thin as that
+    return both / _positive(either) - neither / _positive(around)
 
 
 def _volumes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:

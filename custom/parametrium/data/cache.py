@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parametrium.cohort.manifest import Mask, Problem, Reason, Split
-from parametrium.data.lattice import Spacing, Triple
+from parametrium.data.lattice import Spacing, Triple, overlap
 from parametrium.errors import Code, DataError
 
 FOREGROUND_SAMPLE = 2048
@@ -118,11 +118,9 @@ class PreparedVolume:
         """
         image = np.zeros(shape, dtype=np.float32)
         body = np.zeros(shape, dtype=bool)
-        start = [max(a, b) for a, b in zip(low, self.offset, strict=True)]
-        stop = [min(a + n, b + m) for a, n, b, m in zip(low, shape, self.offset, self.shape, strict=True)]
-        if all(a < b for a, b in zip(start, stop, strict=True)):
-            inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, low, strict=True))
-            stored = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, self.offset, strict=True))
+        shared = overlap(low, shape, self.offset, self.shape)
+        if shared is not None:
+            inside, stored = shared
             with _damage_named(self.folder):
                 image[inside] = _array(self.folder, "image.b2nd")[stored]
                 body[inside] = _array(self.folder, "body.b2nd")[stored]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from parametrium.cohort.problem import Reason
 from parametrium.cohort.rigid import matrix_of
 from parametrium.data.cache import PreparedPatient, PreparedVolume
-from parametrium.data.lattice import Spacing, resample
+from parametrium.data.lattice import Spacing, overlap, resample
 from parametrium.data.recipe import load_volume
 
 
@@ -42,17 +42,8 @@ def label_map(
             return None
         voxels, affine = loaded
         found = resample((voxels > 0).astype(np.float32), matrix_of(mask.moved) @ affine, spacing_mm)
-        _paint(labels, volume, found.image >= 0.5, found.offset, number)
+        shared = overlap(volume.offset, volume.shape, found.offset, found.image.shape)
+        if shared is not None:
+            here, there = shared
+            labels[here][found.image[there] >= 0.5] = number
     return labels
-
-
-def _paint(
-    labels: NDArray[np.uint8], volume: PreparedVolume, inside: NDArray[np.bool_], offset: Sequence[int], number: int
-) -> None:
-    """Sets the label where a box of the lattice is inside the structure."""
-    start = [max(a, b) for a, b in zip(offset, volume.offset, strict=True)]
-    stop = [min(a + n, b + m) for a, n, b, m in zip(offset, inside.shape, volume.offset, volume.shape, strict=True)]
-    if all(a < b for a, b in zip(start, stop, strict=True)):
-        here = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, volume.offset, strict=True))
-        there = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, offset, strict=True))
-        labels[here][inside[there]] = number

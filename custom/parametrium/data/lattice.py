@@ -5,6 +5,7 @@ lattice, so two volumes of one frame are aligned by integer arithmetic, however 
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,27 @@ def lattice_box(shape: tuple[int, ...], affine: NDArray[np.float64], spacing: Sp
     i, j, k = (int(value) for value in low)
     d, h, w = (int(value) for value in high - low + 1)
     return (i, j, k), (d, h, w)
+
+
+def overlap(
+    first: Sequence[int], size: Sequence[int], other: Sequence[int], other_size: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """What two boxes of the lattice share, as slices of either; None where they share nothing.
+
+    Args:
+        first: lattice index of the first box's first voxel.
+        size: its voxels.
+        other: of the second box.
+        other_size: likewise.
+    """
+    start = [max(a, b) for a, b in zip(first, other, strict=True)]
+    stop = [min(a + n, b + m) for a, n, b, m in zip(first, size, other, other_size, strict=True)]
+    if any(a >= b for a, b in zip(start, stop, strict=True)):
+        return None
+    here, there = (
+        tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, origin, strict=True)) for origin in (first, other)
+    )
+    return here, there
 
 
 def resample(image: NDArray[np.float32], affine: NDArray[np.float64], spacing: Spacing) -> Resampled:

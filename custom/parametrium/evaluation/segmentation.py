@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from parametrium.data.cache import PreparedPatient
 from parametrium.data.labels import label_map
+from parametrium.data.lattice import overlap
 from parametrium.model.encoder import Encoder
 from parametrium.model.patch_embed import padded, patch_grid
 from parametrium.model.position import Spacing
@@ -195,10 +196,10 @@ def _crop(rng: np.random.Generator, sample: Labelled, crop: Extent) -> tuple[NDA
     size, extent = np.asarray(sample.image.shape), np.asarray(crop)
     low = np.clip(centre - extent // 2, np.minimum(0, size - extent), np.maximum(size - extent, 0))
     image, labels = np.zeros(crop, dtype=np.float32), np.zeros(crop, dtype=np.int64)
-    start, stop = np.maximum(low, 0), np.minimum(low + extent, size)
-    there = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    here = tuple(slice(int(a - o), int(b - o)) for a, b, o in zip(start, stop, low, strict=True))
-    image[here], labels[here] = sample.image[there], sample.labels[there]
+    shared = overlap(low.tolist(), crop, (0, 0, 0), sample.image.shape)
+    if shared is not None:
+        here, there = shared
+        image[here], labels[here] = sample.image[there], sample.labels[there]
     return image, labels
 
 

@@ -1,6 +1,6 @@
 """From a job to a model: the encoder and its objectives, from one seed."""
 
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from parametrium.objectives.objective import Objective
 from parametrium.objectives.prediction import LatentPrediction
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
 from parametrium.objectives.template import TemplateReconstruction
+
+Kind = TypeVar("Kind", bound=Objective)
 
 OBJECTIVES: dict[str, Any] = {
     objective.kind: objective
@@ -52,6 +54,10 @@ class PretrainingModel(nn.Module):
     def objective(self, kind: str) -> Objective:
         """The objective of that kind."""
         return cast(Objective, self.objectives[kind])
+
+    def find(self, objective: type[Kind]) -> Kind | None:
+        """The objective of that class; None where the job has none."""
+        return cast(Kind, self.objectives[objective.kind]) if objective.kind in self.objectives else None
 
 
 def _templates(job: JobConfig, width: int) -> Templates | None:

@@ -237,10 +237,9 @@ def restored(predicted: Tensor, true: Tensor, target: Target) -> Tensor:
 
 
 def _masked_reconstruction(scene: Scene, path: Path) -> bool:
-    if "masked_reconstruction" not in scene.model.objectives:
+    objective = scene.model.find(MaskedReconstruction)
+    if objective is None:
         return False
-    objective = scene.model.objective("masked_reconstruction")
-    assert isinstance(objective, MaskedReconstruction)  # noqa: S101 - for mypy; the registry pairs kind and class
     items = []
     for patient, volume in scene.examples():
         batch = scene.batch([volume], central_corner(volume, scene.job.crop))
@@ -252,10 +251,9 @@ def _masked_reconstruction(scene: Scene, path: Path) -> bool:
 
 
 def _cross_modal_reconstruction(scene: Scene, path: Path) -> bool:
-    if "cross_modal_reconstruction" not in scene.model.objectives:
+    objective = scene.model.find(CrossModalReconstruction)
+    if objective is None:
         return False
-    objective = scene.model.objective("cross_modal_reconstruction")
-    assert isinstance(objective, CrossModalReconstruction)  # noqa: S101 - for mypy; the registry pairs kind and class
     items = []
     for patient, volume, other in _registered_pairs(scene)[:PAIRS]:
         batch = scene.batch([volume, other], central_corner(volume, scene.job.crop))
@@ -272,10 +270,9 @@ def _cross_modal_reconstruction(scene: Scene, path: Path) -> bool:
 
 
 def _box_localisation(scene: Scene, path: Path) -> bool:
-    if "box_localisation" not in scene.model.objectives:
+    objective = scene.model.find(BoxLocalisation)
+    if objective is None:
         return False
-    objective = scene.model.objective("box_localisation")
-    assert isinstance(objective, BoxLocalisation)  # noqa: S101 - for mypy; the registry pairs kind and class
     items = []
     for patient, volume, other in _registered_pairs(scene)[:PAIRS]:
         batch = scene.batch([volume, other], central_corner(volume, scene.job.crop))

@@ -30,7 +30,7 @@ from parametrium.model.position import Spacing
 
 Extent = tuple[int, int, int]
 
-_WIDTH = 32  # channels of the decoder at full resolution
+_WIDTH = 16  # channels of the decoder at full resolution
 _ON_STRUCTURE = 2 / 3  # of the crops are centred on a structure, each structure as often; the others lie anywhere
 
 
@@ -83,7 +83,9 @@ def labelled_volumes(
 
 
 class Segmenter(nn.Module):
-    """The encoder's tokens before, amid and after its blocks, upsampled to voxels beside the image itself.
+    """A small U-Net whose bottom also has the encoder's tokens of before, amid and after its blocks.
+
+    The image's own convolutions draw the borders, which patches are too coarse for; tokens say what lies within them.
 
     Args:
         encoder: pretrained or fresh; trained along.
@@ -105,14 +107,17 @@ class Segmenter(nn.Module):
         self.modality = modality
         self.spacing_mm = spacing_mm
         self.after = sorted({0, shape.depth // 2, shape.depth})
-        widths = [_WIDTH * 2 ** min(level, 2) for level in range(doublings, -1, -1)]
-        self.bottom = _convolution(len(self.after) * shape.width, widths[0], 1)
-        self.rises = nn.ModuleList(
-            nn.Sequential(nn.ConvTranspose3d(wide, narrow, 2, 2), _convolution(narrow, narrow, 3))
-            for wide, narrow in pairwise(widths)
+        widths = [_WIDTH * 2 ** min(level, 2) for level in range(doublings + 1)]
+        self.image = nn.ModuleList(
+            _convolution(narrow, wide, 3, stride)
+            for (narrow, wide), stride in zip(pairwise([1, *widths]), (1, *[2] * doublings), strict=True)
         )
-        self.stem = _convolution(1, _WIDTH, 3)
-        self.head = nn.Sequential(_convolution(2 * _WIDTH, _WIDTH, 3), nn.Conv3d(_WIDTH, structures + 1, 1))
+        self.tokens = _convolution(len(self.after) * shape.width, widths[-1], 1)
+        self.bottom = _convolution(2 * widths[-1], widths[-1], 3)
+        downwards = list(reversed(widths))
+        self.rises = nn.ModuleList(nn.ConvTranspose3d(wide, narrow, 2, 2) for wide, narrow in pairwise(downwards))
+        self.joins = nn.ModuleList(_convolution(2 * narrow, narrow, 3) for narrow in downwards[1:])
+        self.head = nn.Conv3d(_WIDTH, structures + 1, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, 1, D, H, W], any size -> logits [B, S + 1, D, H, W]."""
@@ -122,19 +127,24 @@ class Segmenter(nn.Module):
         layers = self.encoder.intermediate(tokens, windows, self.after)
         joined = torch.cat([F.layer_norm(layer, layer.shape[-1:]) for layer in layers], dim=-1)
         grid = patch_grid(volumes, self.encoder.shape.patch)
-        x = self.bottom(joined.transpose(1, 2).reshape(len(volumes), -1, *grid))
-        for rise in self.rises:
-            x = rise(x)
-        seen = self.stem(padded(volumes, self.encoder.shape.patch)[:, None])
-        logits: Tensor = self.head(torch.cat([x, seen], dim=1))
+        seen = [padded(volumes, self.encoder.shape.patch)[:, None]]
+        for convolution in self.image:
+            seen.append(convolution(seen[-1]))
+        known = self.tokens(joined.transpose(1, 2).reshape(len(volumes), -1, *grid))
+        x = self.bottom(torch.cat([known, seen[-1]], dim=1))
+        for rise, join, skip in zip(self.rises, self.joins, reversed(seen[1:-1]), strict=True):
+            x = join(torch.cat([rise(x), skip], dim=1))
         d, h, w = volumes.shape[1:]
+        logits: Tensor = self.head(x)
         return logits[:, :, :d, :h, :w]
 
 
-def _convolution(inputs: int, outputs: int, kernel: int) -> nn.Module:
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
     """Convolution, instance norm and activation; an instance norm has no memory of other patients."""
     return nn.Sequential(
-        nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2), nn.InstanceNorm3d(outputs, affine=True), nn.GELU()
+        nn.Conv3d(inputs, outputs, kernel, stride, padding=kernel // 2),
+        nn.InstanceNorm3d(outputs, affine=True),
+        nn.GELU(),
     )
 
 
@@ -207,7 +217,7 @@ def _crop(rng: np.random.Generator, sample: Labelled, crop: Extent) -> tuple[NDA
 def dice_scores(
     network: nn.Module, samples: Sequence[Labelled], structures: Sequence[str], crop: Extent
 ) -> dict[str, list[float]]:
-    """Dice of each structure in each volume, by sliding windows that overlap by half.
+    """Dice of each structure in each volume, by sliding windows that overlap by a quarter.
 
     Returns:
         By structure, one number a volume in which it is drawn or found.
@@ -217,7 +227,7 @@ def dice_scores(
     scores: dict[str, list[float]] = {name: [] for name in structures}
     for sample in samples:
         image = torch.from_numpy(sample.image)[None, None].to(device)
-        logits = sliding_window_inference(image, crop, 4, network, overlap=0.5, mode="gaussian")
+        logits = sliding_window_inference(image, crop, 4, network, overlap=0.25, mode="gaussian")
         found = cast(Tensor, logits)[0].argmax(0).cpu().numpy()
         for label, name in enumerate(structures, start=1):
             a, b = found == label, sample.labels == label

@@ -31,6 +31,7 @@ class Code(Enum):
     DATA_CACHE = "PM301", "the cache is unusable or was made by other settings"
     DATA_BATCH = "PM302", "no batch can be drawn for an objective"
     DATA_LOADER = "PM303", "a loader process was killed"
+    DATA_TEXT = "PM304", "texts cannot be encoded"
     MODEL_SHAPE = "PM401", "tensor shapes do not fit the model"
     TRAINING_NOT_FINITE = "PM402", "a loss or a gradient is not finite"
     CHECKPOINT_INVALID = "PM403", "a checkpoint is incomplete, damaged or of another model"

@@ -116,7 +116,7 @@ def test_the_encoder_rests_while_the_decoder_comes_first() -> None:
 
 @pytest.mark.parametrize("size", [(9, 16, 21), (3, 4, 5)])
 def test_any_size_is_segmented_whole(size: tuple[int, int, int]) -> None:
-    logits = segmenter()(torch.randn(1, 1, *size))
+    logits = segmenter().eval()(torch.randn(1, 1, *size))
     assert logits.shape == (1, 3, *size)
 
 

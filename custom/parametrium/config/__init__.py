@@ -37,9 +37,10 @@ from parametrium.config.objectives import (
     ReconstructionConfig,
     SoftContrastiveConfig,
     TemplateReconstructionConfig,
+    TextContrastiveConfig,
 )
 from parametrium.config.reading import job_schema, load_job, load_site, parse_job, site_schema
-from parametrium.config.site import DefacingConfig, PolicyConfig, SeriesRule, SiteConfig
+from parametrium.config.site import DefacingConfig, PolicyConfig, SeriesRule, SiteConfig, TextConfig
 from parametrium.config.values import Count, Extent, Fraction, Modality, Name, Positive
 
 __all__ = [
@@ -82,6 +83,8 @@ __all__ = [
     "SoftContrastiveConfig",
     "StoppingConfig",
     "TemplateReconstructionConfig",
+    "TextConfig",
+    "TextContrastiveConfig",
     "WindowRule",
     "job_schema",
     "load_job",

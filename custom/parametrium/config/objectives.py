@@ -80,6 +80,26 @@ class SoftContrastiveConfig(_Objective):
     """tau: initial temperature of the (learned) scores of embeddings; its inverse is clamped to 100."""
 
 
+class TextContrastiveConfig(_Objective):
+    """Contrast of a patient's scans with a short text of hers, a report or her clinical row; needs a site's encoder."""
+
+    kind: Literal["text_contrastive"] = "text_contrastive"
+    channels: Annotated[int, Field(ge=2, le=8192)] = 256
+    """Channels of the text encoder, the same at every site."""
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the patches that the encoder does not see."""
+    patients: Count | None = None
+    """Patients in a mini-batch; None takes batch.patients."""
+    crops: Count = 4
+    """Crops of a volume that make one view of the patient."""
+    softness: Fraction = 0.2
+    """alpha: share of the target that goes to clinically similar patients; 0 is CLIP's contrast."""
+    similarity_temperature: Positive = 0.1
+    """tau_s: temperature of the softmax over clinical similarities."""
+    temperature: Positive = 0.2
+    """tau: initial temperature of the (learned) softmax over embeddings; its inverse is clamped to 100."""
+
+
 class ModalityContrastiveConfig(_Objective):
     """Contrast of two differently filled views of one crop (BrainMVP's third, METHODS 1.1); needs templates."""
 
@@ -162,6 +182,7 @@ ObjectiveConfig = Annotated[
     | CrossModalReconstructionConfig
     | TemplateReconstructionConfig
     | SoftContrastiveConfig
+    | TextContrastiveConfig
     | ModalityContrastiveConfig
     | GlobalLocalConfig
     | BoxLocalisationConfig
@@ -173,6 +194,7 @@ ObjectiveKind = Literal[
     "cross_modal_reconstruction",
     "template_reconstruction",
     "soft_contrastive",
+    "text_contrastive",
     "modality_contrastive",
     "global_local",
     "box_localisation",

@@ -6,7 +6,7 @@ import regex
 from pydantic import Field, field_validator
 
 from parametrium.config.objectives import ObjectiveKind
-from parametrium.config.values import Count, Modality, Name, Strict
+from parametrium.config.values import Count, Modality, Name, Strict, VariableName
 
 
 class PolicyConfig(Strict):
@@ -75,6 +75,16 @@ class DefacingConfig(Strict):
         return value
 
 
+class TextConfig(Strict):
+    """Short texts of patients for the objective text_contrastive; neither texts nor their vectors leave the site."""
+
+    encoder: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=200)]
+    """module:function of an installed package: a list of N texts to an array [N, channels]. For the package wordllama:
+    parametrium.data.text:wordllama (channels 256)."""
+    column: VariableName | None = None
+    """Column of clinical.csv with a report; null: the row's values of the job's clinical variables, in words."""
+
+
 class SiteConfig(Strict):
     """What one hospital decides. Never leaves the site."""
 
@@ -102,4 +112,6 @@ class SiteConfig(Strict):
     """What DICOM series are called at this hospital, for the import."""
     defacing: DefacingConfig | None = None
     """How faces are taken out of head scans, for the import of DICOM; null leaves them."""
+    text: TextConfig | None = None
+    """How this site's texts become vectors; null: the site skips text_contrastive."""
     policy: PolicyConfig = PolicyConfig()

@@ -46,6 +46,7 @@ class Batch:
             in all that the patient's frame shows.
         clinical: [P, F] encoded clinical variables, 0 where not observed.
         observed: [P, F] bool.
+        text: [P, D] unit vectors of the patients' texts, 0 where a patient has none; None where nobody has one.
     """
 
     images: Tensor
@@ -57,11 +58,12 @@ class Batch:
     box: Tensor
     clinical: Tensor
     observed: Tensor
+    text: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        return replace(self, **moved)
+        held = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in held.items()})
 
     def of(self, chosen: Tensor) -> "Batch":
         """The crops and rows of some patients, [P] bool, numbered anew."""
@@ -69,7 +71,15 @@ class Batch:
         own = {name: getattr(self, name)[crops] for name in ("images", "body", "modality", "frame", "corner", "box")}
         number = chosen.cumsum(0) - 1
         clinical, observed = self.clinical[chosen], self.observed[chosen]
-        return Batch(**own, patient=number[self.patient[crops]], clinical=clinical, observed=observed)
+        text = None if self.text is None else self.text[chosen]
+        return Batch(**own, patient=number[self.patient[crops]], clinical=clinical, observed=observed, text=text)
+
+    @property
+    def has_text(self) -> Tensor:
+        """[P] bool."""
+        if self.text is None:
+            return torch.zeros(self.patients, dtype=torch.bool, device=self.clinical.device)
+        return (self.text != 0).any(1)
 
     @property
     def patients(self) -> int:

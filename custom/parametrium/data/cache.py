@@ -189,6 +189,8 @@ class PreparedPatient:
     volumes: tuple[PreparedVolume, ...]
     clinical: Mapping[str, str]
     masks: tuple[Mask, ...]
+    text: NDArray[np.float32] | None = None
+    """[D] unit vector of the patient's text (``data/text.py``)."""
 
 
 @dataclass(frozen=True)

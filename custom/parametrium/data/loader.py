@@ -6,6 +6,7 @@ would copy their locks as they stand. Starting one costs seconds, so they live o
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -44,6 +45,7 @@ class CropLoader:
         self._site = stable_number(site)
         self.keep_unpacked()
         self._clinical = encode([patient.clinical for patient in patients], job.clinical)
+        self._text = _stacked([patient.text for patient in patients])
         self._starts: dict[Layout, list[int]] = {}
         self._processes: _Processes | None = None
 
@@ -108,7 +110,8 @@ class CropLoader:
 
     def _read(self, taken: Sequence[int], crops: Sequence[Crop], rng: np.random.Generator) -> Batch:
         clinical = self._clinical.values[list(taken)], self._clinical.observed[list(taken)]
-        return read_batch(crops, self.job, clinical, rng if self.job.batch.intensity_jitter else None)
+        batch = read_batch(crops, self.job, clinical, rng if self.job.batch.intensity_jitter else None)
+        return batch if self._text is None else replace(batch, text=torch.from_numpy(self._text[list(taken)]))
 
 
 class _Processes:
@@ -208,6 +211,14 @@ def read_batch(
         clinical=torch.from_numpy(values),
         observed=torch.from_numpy(observed),
     )
+
+
+def _stacked(vectors: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """[N, D], 0 for who has none; None where nobody has one."""
+    known = [vector for vector in vectors if vector is not None]
+    if not known:
+        return None
+    return np.stack([np.zeros_like(known[0]) if vector is None else vector for vector in vectors])
 
 
 def stable_number(text: str) -> int:

@@ -85,7 +85,8 @@ def labelled_volumes(
 class Segmenter(nn.Module):
     """A small U-Net whose bottom also has the encoder's tokens of before, amid and after its blocks.
 
-    The image's own convolutions draw the borders, which patches are too coarse for; tokens say what lies within them.
+    The image's own convolutions draw the borders, which patches are too coarse for; tokens say what lies within them,
+    to the U-Net's bottom and, by one linear map, straight to the logits.
 
     Args:
         encoder: pretrained or fresh; trained along.
@@ -112,7 +113,11 @@ class Segmenter(nn.Module):
             _convolution(narrow, wide, 3, stride)
             for (narrow, wide), stride in zip(pairwise([1, *widths]), (1, *[2] * doublings), strict=True)
         )
-        self.tokens = _convolution(len(self.after) * shape.width, widths[-1], 1)
+        channels = len(self.after) * shape.width
+        # Tokens share large means and differ little: without their own scale for each channel a decoder learns slowly.
+        self.scale = nn.BatchNorm3d(channels, affine=False)
+        self.coarse = nn.Conv3d(channels, structures + 1, 1)
+        self.tokens = _convolution(channels, widths[-1], 1)
         self.bottom = _convolution(2 * widths[-1], widths[-1], 3)
         downwards = list(reversed(widths))
         self.rises = nn.ModuleList(nn.ConvTranspose3d(wide, narrow, 2, 2) for wide, narrow in pairwise(downwards))
@@ -121,22 +126,26 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, 1, D, H, W], any size -> logits [B, S + 1, D, H, W]."""
-        volumes = image[:, 0]
-        modality = torch.full((len(volumes),), self.modality, device=image.device)
+        volumes = padded(image[:, 0], self.encoder.shape.patch)
+        known = self.scale(self._known(volumes))
+        seen = [volumes[:, None]]
+        for convolution in self.image:
+            seen.append(convolution(seen[-1]))
+        x = self.bottom(torch.cat([self.tokens(known), seen[-1]], dim=1))
+        for rise, join, skip in zip(self.rises, self.joins, reversed(seen[1:-1]), strict=True):
+            x = join(torch.cat([rise(x), skip], dim=1))
+        coarse = F.interpolate(self.coarse(known), size=volumes.shape[1:], mode="trilinear")
+        d, h, w = image.shape[2:]
+        logits: Tensor = self.head(x) + coarse
+        return logits[:, :, :d, :h, :w]
+
+    def _known(self, volumes: Tensor) -> Tensor:
+        """[B, 3 C, d, h, w] the encoder's tokens of three depths."""
+        modality = torch.full((len(volumes),), self.modality, device=volumes.device)
         tokens, windows = self.encoder.tokens(volumes, modality, self.spacing_mm)
         layers = self.encoder.intermediate(tokens, windows, self.after)
         joined = torch.cat([F.layer_norm(layer, layer.shape[-1:]) for layer in layers], dim=-1)
-        grid = patch_grid(volumes, self.encoder.shape.patch)
-        seen = [padded(volumes, self.encoder.shape.patch)[:, None]]
-        for convolution in self.image:
-            seen.append(convolution(seen[-1]))
-        known = self.tokens(joined.transpose(1, 2).reshape(len(volumes), -1, *grid))
-        x = self.bottom(torch.cat([known, seen[-1]], dim=1))
-        for rise, join, skip in zip(self.rises, self.joins, reversed(seen[1:-1]), strict=True):
-            x = join(torch.cat([rise(x), skip], dim=1))
-        d, h, w = volumes.shape[1:]
-        logits: Tensor = self.head(x)
-        return logits[:, :, :d, :h, :w]
+        return joined.transpose(1, 2).unflatten(2, patch_grid(volumes, self.encoder.shape.patch))
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:

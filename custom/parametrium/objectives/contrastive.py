@@ -76,10 +76,10 @@ class SoftContrastive(Objective):
         """Two views of each patient at independent places: the field of view must not give the patient away."""
         return CropRequest("contrast", self.config.patients or patients, 2, self.config.crops)
 
-    def views(self, encoder: Encoder, images: Tensor, modality: Tensor, visible: Tensor) -> Tensor:
-        """[B / crops, 2 C] pooled views: each the mean over its crops [B, D, H, W] of their visible patches [B, K]."""
+    def views(self, encoder: Encoder, images: Tensor, modality: Tensor, visible: Tensor, number: int) -> Tensor:
+        """[number, 2 C] pooled views: each the mean over its share of the crops [B, D, H, W], visible patches [B, K]."""
         pooled: Tensor = encoder.encode(images, modality, self.spacing_mm, visible).pooled
-        return pooled.reshape(-1, self.config.crops, pooled.shape[1]).mean(1)
+        return pooled.reshape(number, -1, pooled.shape[1]).mean(1)
 
     def project(self, standardised: Tensor) -> Tensor:
         """[P, Z] unit vectors in which patients are compared, from standardised views [P, 2 C] of one modality."""
@@ -110,7 +110,7 @@ class SoftContrastive(Objective):
             return None
         grid = patch_grid(batch.images, encoder.shape.patch)
         visible, _ = draw_mask(len(batch.images), grid, self.config.mask_ratio, generator)
-        views = self.views(encoder, batch.images, batch.modality, visible)
+        views = self.views(encoder, batch.images, batch.modality, visible, 2 * batch.patients)
         a, b = (self.project(standardise_views(view)) for view in views.reshape(batch.patients, 2, -1).unbind(1))
         with torch.autocast(a.device.type, enabled=False):  # a cosine in bf16 has two digits
             loss, chance = self.loss(a @ b.T, gower(batch.clinical, batch.observed, self.clinical))

@@ -17,6 +17,7 @@ from parametrium.objectives.objective import Objective
 from parametrium.objectives.prediction import LatentPrediction
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
 from parametrium.objectives.template import TemplateReconstruction
+from parametrium.objectives.text import TextContrastive
 
 Kind = TypeVar("Kind", bound=Objective)
 
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, Any] = {
         CrossModalReconstruction,
         TemplateReconstruction,
         SoftContrastive,
+        TextContrastive,
         ModalityContrastive,
         GlobalLocal,
         BoxLocalisation,

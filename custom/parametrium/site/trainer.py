@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from parametrium.cohort.manifest import Problem, read_cohort
-from parametrium.config import JobConfig, SiteConfig
+from parametrium.config import JobConfig, SiteConfig, TextContrastiveConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.data.loader import CropLoader, stable_number
 from parametrium.data.prepare import prepare_cohort
+from parametrium.data.text import with_texts
 from parametrium.errors import Code, TrainingError, public_text
 from parametrium.evaluation.measure import measure_features, measure_reconstruction
 from parametrium.evaluation.monitors import measure_monitors
@@ -68,6 +69,7 @@ class SiteTrainer:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_problems(self.folder / "problems.csv", prepared.problems)
         check_patients(len(self.training), self.site.policy)
+        self._read_texts()
         self.state = new_state(self.job, training_device(self.site.device))
         self.state.model.encoder.activation_checkpointing = self.site.activation_checkpointing
         self._leave_templates()
@@ -117,6 +119,15 @@ class SiteTrainer:
         """Ends the loader processes and flushes the site's own log."""
         self.loader.close()
         self.writer.close()
+
+    def _read_texts(self) -> None:
+        """Gives patients the vectors of their texts, where the job compares with them and the site has an encoder."""
+        asked = next((config for config in self.job.objectives if isinstance(config, TextContrastiveConfig)), None)
+        if asked is None or self.site.text is None:
+            return
+        variables, channels = self.job.clinical, asked.channels
+        self.training = list(with_texts(self.training, variables, self.site.text, channels))
+        self.held_out = list(with_texts(self.held_out, variables, self.site.text, channels))
 
     def _leave_templates(self) -> None:
         """Templates that the policy keeps from this site's patients stay as received, and are not sent."""

@@ -3,13 +3,13 @@
     python benchmarks/ablation.py --out ablation                                    # three seeds, hours
     python benchmarks/ablation.py --out ablation --steps 12 --fine-tuning 6 --seeds 0   # only to see that it works
 
-The three public cohorts of ``six_sites.py``, their test patients held out. An arm is one set of objectives, trained on all
-sites' patients in one process (a step's patients are of one site, sites in proportion to their patients), every arm for
-as many steps with the same patients, places and initial encoder. Measured on the test patients: reconstruction by
-modality; retrieval of the same patient in another modality and a probe of the glioma's grade, beside untrained network,
-body mask, coarse voxels and chance; the glioma on FLAIR by fine-tuning with 20 % and 100 % of the labels, beside the same
-network from scratch and a small CNN. Grade is not among the variables whose similarity softens the contrast. Every
-result is written to OUT/results.json as it falls, and what is there is not computed again.
+The three public cohorts of ``six_sites.py``, their test patients held out. An arm is one set of objectives, trained on
+all sites' patients in one process (a step's patients are of one site, sites in proportion to their patients), every arm
+for as many steps. Measured on the test patients: reconstruction by modality; retrieval of the same patient in another
+modality and a probe of the glioma's grade, beside untrained network, body mask, coarse voxels and chance; the glioma on
+FLAIR by fine-tuning with 20 % and 100 % of the labels, beside the same network from scratch and a small CNN. Grade is
+not among the variables whose similarity softens the contrast. Every result is written to OUT/results-SEED.json as it
+falls, and what is there is not computed again.
 """
 
 import argparse

@@ -1,14 +1,14 @@
 """Does cross-modal reconstruction use what the other modality shows? Errors on held-out phantom patients.
 
     python benchmarks/objective_cross_modal.py --out cross_modal               # three seeds
-    python benchmarks/objective_cross_modal.py --out cross_modal --seeds 0 --steps 20 --patients 24   # to see that it works
+    python benchmarks/objective_cross_modal.py --out cross_modal --seeds 0 --steps 20 --patients 24   # to see it work
 
 A phantom hospital with CT, T2 and PET; a quarter of its patients is held out. One model learns masked and cross-modal
-reconstruction in turn. Of held-out crops the same masked patches are predicted four times: cross-modal, from what another
-modality shows there; within the modality, from its visible patches alone (the same model's masked reconstruction); by
-copying the fill, each patch scaled and shifted by the best line for this pair of modalities over training patients; and
-by the modality's mean. Mean squared error over masked patches that are body in both, and over those of them with tumour:
-PET shows it, CT hardly does, so CT to PET is the pair where nothing is to be gained there.
+reconstruction in turn. Of held-out crops the same masked patches are predicted four times: cross-modal, from what
+another modality shows there; within the modality, from its visible patches alone (the same model's masked
+reconstruction); by copying the fill, scaled and shifted by the best line for this pair of modalities over training
+patients; and by the modality's mean. Mean squared error over masked patches that are body in both, and over those of
+them with tumour: PET shows it, CT hardly does.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -149,6 +149,7 @@ class Errors:
         self._found: defaultdict[tuple[Pair, str, bool], list[float]] = defaultdict(list)
 
     def add(self, pair: Pair, predictor: str, errors: Tensor, tumour: Tensor) -> None:
+        """Takes errors [Q] of patches, of which those with tumour [Q] bool."""
         for has in (True, False):
             self._found[pair, predictor, has] += errors[tumour == has].tolist()
 
@@ -159,6 +160,7 @@ class Errors:
 
     @property
     def pairs(self) -> list[Pair]:
+        """All that were measured, in order."""
         return sorted({pair for pair, _, _ in self._found})
 
 
@@ -167,8 +169,8 @@ def measured(
     model: PretrainingModel, held_out: Sequence[PreparedPatient], known: dict[Pair, Line], job: JobConfig, each: int
 ) -> Errors:
     """All predictors at the same patches."""
-    masked, cross = model.find(MaskedReconstruction), model.find(CrossModalReconstruction)
-    assert masked is not None and cross is not None
+    masked = cast(MaskedReconstruction, model.find(MaskedReconstruction))
+    cross = cast(CrossModalReconstruction, model.find(CrossModalReconstruction))
     errors, generator = Errors(), torch.Generator().manual_seed(job.seed)
     patch = model.encoder.shape.patch
     for batch, tumour in aligned_crops(held_out, job, each, job.seed):
@@ -206,9 +208,7 @@ def main() -> None:
         if not (folder / "cohort" / "cohort.csv").exists():
             write_phantom(folder / "cohort", patients=arguments.patients, modalities=MODALITIES, seed=seed, site=SITE)
         cohort = read_cohort(folder / "cohort", job.modalities)
-        training, held_out = split(
-            prepare_cohort(cohort, job.preparation, folder / "cache", jobs=2).patients, job
-        )
+        training, held_out = split(prepare_cohort(cohort, job.preparation, folder / "cache", jobs=2).patients, job)
         known = lines(training[:20], job, arguments.crops)
         errors = measured(trained(job, training), held_out, known, job, arguments.crops)
         print(f"\nseed {seed}, {len(training)} patients trained, {len(held_out)} held out")
@@ -224,9 +224,7 @@ def main() -> None:
 
 def row(pair: Pair, tumour: bool, by_predictor: Sequence[Sequence[float]]) -> str:
     """A line of the table: means over seeds with their range."""
-    cells = [
-        f"{fmean(v):.3f}" + (f" ({min(v):.3f}-{max(v):.3f})" if len(v) > 1 else "") for v in by_predictor
-    ]
+    cells = [f"{fmean(v):.3f}" + (f" ({min(v):.3f}-{max(v):.3f})" if len(v) > 1 else "") for v in by_predictor]
     what = "with tumour" if tumour else "all"
     return f"| {MODALITIES[pair[0]]} | {MODALITIES[pair[1]]} | {what} | {' | '.join(cells)} |"
 

@@ -41,7 +41,12 @@ def lengths(texts: list[str]) -> np.ndarray:
 def test_a_report_becomes_a_unit_vector_and_a_patient_without_one_gets_none(
     install: Callable[..., TextConfig],
 ) -> None:
-    patients = [patient("p", report="four"), patient("q", age="50"), patient("r", report="  "), patient("s", report="x")]
+    patients = [
+        patient("p", report="four"),
+        patient("q", age="50"),
+        patient("r", report="  "),
+        patient("s", report="x"),
+    ]
     told = with_texts(patients, (), install(lengths), 3)
     assert [p.name for p in told] == ["p", "q", "r", "s"]
     assert [p.text is None for p in told] == [False, True, True, False]

@@ -227,7 +227,10 @@ def test_masked_voxels_do_not_reach_the_views(
     visible = torch.arange(32).expand(4, -1)  # the first half of the volume
     disturbed = batch.images.clone()
     disturbed[:, 8:] += 100
-    same = [objective.views(model.encoder, images, batch.modality, visible, 2 * batch.patients) for images in (batch.images, disturbed)]
+    same = [
+        objective.views(model.encoder, images, batch.modality, visible, 2 * batch.patients)
+        for images in (batch.images, disturbed)
+    ]
     assert torch.equal(*same)
 
 

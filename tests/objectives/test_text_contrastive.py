@@ -56,10 +56,10 @@ def test_the_loss_equals_one_written_out_in_loops(job: JobConfig, make_batch: Ca
             for i in range(4):
                 for j in range(4):
                     cosine = seen[i] @ texts[j] / np.linalg.norm(seen[i]) / np.linalg.norm(texts[j])
-                    scores[i, j] = cosine * np.exp(float(objective.log_scale))
+                    scores[i, j] = cosine * np.exp(objective.log_scale.item())
             for table in (scores, scores.T):
                 losses.append(np.mean([np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(table)]))
-    assert float(outcome.loss) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert outcome.loss.item() == pytest.approx(np.mean(losses), rel=1e-5)
     assert outcome.scalars["chance"] == pytest.approx(np.log(4), rel=1e-6)
 
 
@@ -71,7 +71,9 @@ def test_patients_without_a_text_are_neither_compared_nor_counted(
     outcome = objective(encoder, batch, torch.Generator().manual_seed(0))
     assert outcome is not None
     assert outcome.samples == 6
-    same = objective(encoder, batch.of(torch.tensor([True, False, True, False, True])), torch.Generator().manual_seed(0))
+    same = objective(
+        encoder, batch.of(torch.tensor([True, False, True, False, True])), torch.Generator().manual_seed(0)
+    )
     assert same is not None
     assert torch.equal(outcome.loss, same.loss)
 
@@ -91,7 +93,9 @@ def test_a_step_moves_the_projector_only_where_there_are_texts(
         batch = batch_of(make_batch, 4)
         report = train_step(state, {"contrast": batch if has else replace(batch, text=None)}, job, "north")
         moved = {name for name in report.contributions if "text_projector" in name}
-        assert moved == ({f"objectives.text_contrastive.text_projector.{p}" for p in ("weight", "bias")} if has else set())
+        assert moved == (
+            {f"objectives.text_contrastive.text_projector.{p}" for p in ("weight", "bias")} if has else set()
+        )
 
 
 def test_scans_learn_to_find_their_text(job: JobConfig, make_batch: Callable[..., Batch]) -> None:

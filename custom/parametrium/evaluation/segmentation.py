@@ -145,7 +145,7 @@ class Segmenter(nn.Module):
         tokens, windows = self.encoder.tokens(volumes, modality, self.spacing_mm)
         layers = self.encoder.intermediate(tokens, windows, self.after)
         joined = torch.cat([F.layer_norm(layer, layer.shape[-1:]) for layer in layers], dim=-1)
-        return joined.transpose(1, 2).unflatten(2, patch_grid(volumes, self.encoder.shape.patch))
+        return joined.transpose(1, 2).reshape(len(volumes), -1, *patch_grid(volumes, self.encoder.shape.patch))
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:

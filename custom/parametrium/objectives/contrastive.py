@@ -77,7 +77,7 @@ class SoftContrastive(Objective):
         return CropRequest("contrast", self.config.patients or patients, 2, self.config.crops)
 
     def views(self, encoder: Encoder, images: Tensor, modality: Tensor, visible: Tensor, number: int) -> Tensor:
-        """[number, 2 C] pooled views: each the mean over its share of the crops [B, D, H, W], visible patches [B, K]."""
+        """[number, 2 C] pooled views: each the mean over its share of the crops [B, D, H, W], patches [B, K]."""
         pooled: Tensor = encoder.encode(images, modality, self.spacing_mm, visible).pooled
         return pooled.reshape(number, -1, pooled.shape[1]).mean(1)
 

@@ -1,4 +1,4 @@
-"""Contrast of a patient's scans with its text, whose encoder is frozen and stays at the site (CLIP's form, METHODS 3.3).
+"""Contrast of a patient's scans with its text, whose encoder is frozen and stays at the site (after CLIP; METHODS 3.3).
 
 P patients, D channels of the text encoder, Z channels of the projection.
 """
@@ -52,14 +52,13 @@ class TextContrastive(Objective):
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """Symmetric softmax over the patients of the batch that have a text; None for fewer than two."""
         batch = batch.of(batch.has_text)
-        if batch.patients < 2:
+        if batch.text is None or batch.patients < 2:
             return None
         visible, _ = draw_mask(
             len(batch.images), patch_grid(batch.images, encoder.shape.patch), self.config.mask_ratio, generator
         )
         pooled = encoder.encode(batch.images, batch.modality, self.spacing_mm, visible).pooled
         views = pooled.reshape(batch.patients, VIEWS, -1, pooled.shape[1]).mean(2)
-        assert batch.text is not None
         text = self.project_text(batch.text)
         targets = soft_targets(
             gower(batch.clinical, batch.observed, self.clinical),

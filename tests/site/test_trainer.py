@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cohort_files import ct, row, save, write_rows
-from parametrium.config import JobConfig, PolicyConfig, SiteConfig
+from parametrium.config import JobConfig, PolicyConfig, SiteConfig, TextConfig
 from parametrium.data.loader import Batches, CropLoader
 from parametrium.errors import PolicyError, TrainingError
 from parametrium.objectives.registry import initial_tensors
@@ -425,3 +425,31 @@ def test_a_rule_ends_a_local_run_and_its_best_round_is_measured_in_full(
     assert not any("retrieval" in name for line in lines[:-1] for name in line["scalars"])
     fitting = [line["scalars"] for line in lines if line["round"] == best]
     assert all(fitting[1][name] == value for name, value in fitting[0].items())  # the checkpoint is that model
+
+
+# ------------------------------------------------------------------------------------------------------------ texts
+
+
+def word_counts(texts: list[str]) -> np.ndarray:
+    """A site's text encoder for these tests: which of a few letters a text has how often."""
+    return np.array([[text.count(letter) + 0.1 for letter in "12345678"] for text in texts])
+
+
+def test_a_site_with_texts_trains_on_them_and_one_without_sends_nothing_of_it(
+    good_site: SiteConfig, small_job: MakeJob, tmp_path: Path
+) -> None:
+    text = {"kind": "text_contrastive", "channels": 8, "crops": 1}
+    job = small_job(objectives=[{"kind": "masked_reconstruction"}, text], schedule="summed")
+    policy = PolicyConfig(objectives=("masked_reconstruction", "text_contrastive"))
+    encoder = TextConfig(encoder=f"{__name__}:word_counts")
+    counted = {}
+    for name, config in (("with", encoder), ("without", None)):
+        site = good_site.model_copy(update={"text": config, "policy": policy})
+        trainer = opened(job, site, tmp_path / name)
+        update = trainer.train(0, initial_tensors(job))
+        trainer.close()
+        counted[name] = {n: k for n, k in update.contributions.items() if n.startswith("objectives.text")}
+        assert ("train/loss/text_contrastive" in update.scalars) is (config is not None)
+    assert not any(counted["without"].values())
+    assert all(count > 0 for count in counted["with"].values())
+    assert any("text_projector" in tensor for tensor in counted["with"])

@@ -59,6 +59,7 @@ class SiteTrainer:
         Raises:
             PolicyError: PM601.
             CohortError: PM201, PM202.
+            DataError: PM304 when the site's text encoder does not work.
             TrainingError: PM404 when the device is not there.
         """
         check_job(self.job, self.site.policy)

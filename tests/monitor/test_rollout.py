@@ -11,7 +11,7 @@ from torch import Tensor
 from parametrium.model.encoder import AttentionMap, Encoder
 from parametrium.model.presets import PRESETS
 from parametrium.model.windows import Grid, Windows, window_numbers, windows_of
-from parametrium.monitor.rollout import Start, rollout, rollout_of
+from parametrium.monitor.rollout import Start, rollout, rollout_of, watched_rollout
 
 SHAPE = replace(PRESETS["tiny"], patch=2, width=24, depth=4, heads=2, global_every=2)
 MM = (1.0, 1.0, 1.0)
@@ -192,3 +192,11 @@ def test_crops_are_followed_in_any_number_at_a_time(monkeypatch: pytest.MonkeyPa
     singly = rollout_of(encoder, volumes, modality, MM)
     for one, other in zip(found, singly, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_one_pass_gives_the_rollout_and_the_features_of_an_ordinary_one() -> None:
+    encoder = encoder_of().float().eval()
+    volumes, modality = torch.randn(3, 11, 8, 12), torch.tensor([0, 1, 1])
+    found, pooled = watched_rollout(encoder, volumes, modality, MM)
+    assert torch.equal(found.patches, rollout_of(encoder, volumes, modality, MM).patches)
+    assert torch.equal(pooled, encoder.encode(volumes, modality, MM).pooled)

@@ -18,7 +18,7 @@ from parametrium.evaluation.crops import volume_crops
 from parametrium.evaluation.features import Features, Vector, compared_features, standardised
 from parametrium.monitor.attention import attention_numbers
 from parametrium.monitor.collapse import alignment, rankme, spread, uniformity
-from parametrium.monitor.rollout import rollout_of
+from parametrium.monitor.rollout import watched_rollout
 from parametrium.objectives.registry import PretrainingModel
 
 FEWEST_PATIENTS = 4
@@ -52,10 +52,10 @@ def measure_monitors(
     encoder, spacing = model.encoder, job.preparation.spacing_mm
     for item in volume_crops(held_out, job, site, "monitor"):
         batch = item.batch.to(device)
-        found = rollout_of(encoder, batch.images, batch.modality, spacing)
+        found, tokens = watched_rollout(encoder, batch.images, batch.modality, spacing)
         for name, values in attention_numbers(found, batch.images, batch.body, encoder.shape.patch).items():
             numbers[name].append(float(values.nanmean()))
-        crops = encoder.encode(batch.images, batch.modality, spacing).pooled.float().cpu()
+        crops = tokens.float().cpu()
         pooled.append(crops)
         by_key[item.patient, item.modality].append(crops.mean(0).numpy())
     if not pooled:

@@ -140,6 +140,9 @@ class Encoder(nn.Module):
                 x = checkpoint(block, x, None, None, windows, use_reentrant=False)
             else:
                 x = block(x, windows=windows)
+        return self._encoded(x, windows)
+
+    def _encoded(self, x: Tensor, windows: Windows | None) -> Encoded:
         cls, registers, patches = self.norm(x).split([1, self.extras - 1, x.shape[1] - self.extras], dim=1)
         return Encoded(cls.squeeze(1), registers, patches if windows is None else windows.restore(patches))
 
@@ -189,6 +192,10 @@ class Encoder(nn.Module):
 
     def attention_maps(self, tokens: Tensor, windows: Windows | None = None) -> list[AttentionMap]:
         """What every block looks at, from the first to the last; for monitors, without gradient."""
+        return self.watched(tokens, windows)[1]
+
+    def watched(self, tokens: Tensor, windows: Windows | None = None) -> tuple[Encoded, list[AttentionMap]]:
+        """What ``forward`` gives and what ``attention_maps`` does, in one pass; without gradient."""
         maps = []
         with torch.no_grad():
             x = self._arranged(tokens, windows)
@@ -197,7 +204,7 @@ class Encoder(nn.Module):
                 weights = attention.weights(block.attention_norm(x), windows)  # type: ignore[operator]
                 maps.append(AttentionMap(weights, windows is not None and isinstance(attention, WindowAttention)))
                 x = block(x, windows=windows)
-        return maps
+            return self._encoded(x, windows), maps
 
     def _arranged(self, tokens: Tensor, windows: Windows | None) -> Tensor:
         extras = self.extra_tokens.to(tokens.dtype).expand(len(tokens), -1, -1)

@@ -106,23 +106,33 @@ def _through(block: AttentionMap, mass: Tensor, windows: Windows | None, extras:
 def rollout_of(
     encoder: Encoder, volumes: Tensor, modality: Tensor, spacing_mm: Spacing, start: Start = "patches"
 ) -> Rollout:
-    """Rollout of [B, D, H, W] crops, all of their patches visible; few crops at a time where they are large.
+    """Rollout of [B, D, H, W] crops, all of their patches visible; as ``watched_rollout``."""
+    return watched_rollout(encoder, volumes, modality, spacing_mm, start)[0]
+
+
+@torch.no_grad()
+def watched_rollout(
+    encoder: Encoder, volumes: Tensor, modality: Tensor, spacing_mm: Spacing, start: Start = "patches"
+) -> tuple[Rollout, Tensor]:
+    """Rollout of crops and their pooled tokens [B, 2 C], in one pass; few crops at a time where they are large.
 
     Args:
         encoder: in evaluation mode.
-        volumes: on the encoder's device.
+        volumes: [B, D, H, W], on the encoder's device.
         modality: [B].
         spacing_mm: voxel spacing of the crops.
         start: what is read at the end.
     """
     parts: list[Rollout] = []
+    pooled: list[Tensor] = []
     row = 0
     while row < len(volumes):
         tokens, windows = encoder.tokens(volumes[row : row + 1], modality[row : row + 1], spacing_mm)
         many = max(1, _AT_ONCE // (tokens.shape[1] + encoder.extras) ** 2)
         if many > 1:
             tokens, windows = encoder.tokens(volumes[row : row + many], modality[row : row + many], spacing_mm)
-        maps = encoder.attention_maps(tokens, windows)
+        encoded, maps = encoder.watched(tokens, windows)
+        pooled.append(encoded.pooled)
         parts.append(rollout(maps, windows, encoder.extras, tokens.shape[1], start))
         row += len(tokens)
-    return Rollout(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return Rollout(*(torch.cat(part) for part in zip(*parts, strict=True))), torch.cat(pooled)

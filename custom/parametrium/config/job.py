@@ -307,6 +307,8 @@ class JobConfig(Strict):
     optimiser: OptimiserConfig = OptimiserConfig()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocasts the forward pass; auto does so where the device multiplies bf16 faster."""
+    needs_start: bool = False
+    """Whether the run must start from a checkpoint, made by warm-start, and is refused where there is none."""
     rounds: Count = 10
     """Rounds of the run."""
     local_steps: Count = 20

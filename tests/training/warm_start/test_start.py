@@ -30,6 +30,13 @@ def test_without_a_start_the_job_begins_with_its_own_values(make_job: MakeJob) -
     assert all(torch.equal(start.tensors[name], t) for name, t in initial_tensors(make_job()).items())
 
 
+def test_a_job_that_needs_a_start_is_refused_without_one(make_job: MakeJob, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="PM403.*needs_start.*--start"):
+        open_start(make_job(needs_start=True), None)
+    tensors = initial_tensors(make_job())
+    assert open_start(make_job(needs_start=True), save_checkpoint(tmp_path / "start", tensors, {})).digest
+
+
 def test_a_start_is_read_with_its_checksum_and_describes_where_it_comes_from(tmp_path: Path, make_job: MakeJob) -> None:
     folder = made(tmp_path / "start", make_job())
     start = open_start(make_job(), folder)

@@ -34,11 +34,18 @@ def open_start(job: JobConfig, folder: Path | None) -> Start:
         folder: a checkpoint, or a run folder whose last checkpoint is taken; None: start afresh.
 
     Raises:
-        TrainingError: PM403 when the checkpoint is damaged, not finite, or of another model than the job's.
+        TrainingError: PM403 when the checkpoint is damaged, not finite, or of another model than the job's, or when
+            there is none and the job needs one.
         FederationError: PM503 when the folder holds a run without a checkpoint.
     """
     fresh = initial_tensors(job)
     if folder is None:
+        if job.needs_start:
+            raise TrainingError(
+                Code.CHECKPOINT_INVALID,
+                "the job says needs_start: true, and there is no checkpoint to start from; give one as --start, or lay it "
+                "into the server's folder of starts under the job's name",
+            )
         return Start(fresh, None)
     place = final_checkpoint(folder) if (folder / "manifest.json").is_file() else folder
     tensors, meta = load_checkpoint(place)

@@ -17,10 +17,12 @@ from parametrium.config import JobConfig, SiteConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.objectives.registry import build_model, initial_tensors
 from parametrium.objectives.target import standardise
-from parametrium.report import pictures
+from parametrium.report import pictures, reconstructions
 from parametrium.report.embedding import Point, components, load_points
-from parametrium.report.pictures import ABOUT, central_corner, draw_pictures, restored
+from parametrium.report.pictures import ABOUT, draw_pictures
 from parametrium.report.planes import ACROSS, Item, Panel, draw_items, filled, frame_of, plane_of
+from parametrium.report.reconstructions import restored
+from parametrium.report.scene import central_corner
 from parametrium.site.trainer import SiteTrainer
 
 MakeJob = Callable[..., JobConfig]
@@ -104,8 +106,8 @@ def test_a_picture_that_fails_does_not_fail_the_run(
     def broken(*_: object) -> None:
         raise OSError("/home/secret/patient7.nii")
 
-    for name in ("central_corner", "edge_corner"):
-        monkeypatch.setattr(pictures, name, broken)
+    for module, name in ((pictures, "central_corner"), (pictures, "edge_corner"), (reconstructions, "central_corner")):
+        monkeypatch.setattr(module, name, broken)
     with caplog.at_level(logging.WARNING):
         assert draw(make_job, tmp_path / "p", memory_patients(SETS)) == ["embeddings"]
     assert len(caplog.records) == 4

@@ -14,7 +14,7 @@ from cohort_files import small_cohort
 from memory_volumes import memory_patients, memory_volume
 from parametrium.config import JobConfig, SiteConfig
 from parametrium.objectives.registry import PretrainingModel, build_model, initial_tensors
-from parametrium.report.pictures import ROLLOUTS, Scene, draw_pictures, keep_rollouts, rollout_items, rollouts_of
+from parametrium.report.pictures import ROLLOUTS, draw_pictures, keep_rollouts, rollout_items, rollouts_of
 from parametrium.report.rollouts import (
     EDGE_SHARE,
     Overlay,
@@ -26,6 +26,7 @@ from parametrium.report.rollouts import (
     save_overlays,
     shown_rounds,
 )
+from parametrium.report.scene import Scene
 from parametrium.site.trainer import SiteTrainer
 
 MakeJob = Callable[..., JobConfig]

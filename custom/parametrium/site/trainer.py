@@ -172,7 +172,8 @@ class SiteTrainer:
     def _draw(self, number: int, final: bool) -> None:
         """Rollouts of this round, for TensorBoard and for the pictures along the rounds; all pictures at the end."""
         # matplotlib is slow to load, and a job without pictures never needs it.
-        from parametrium.report.pictures import Scene, draw_pictures, keep_rollouts
+        from parametrium.report.pictures import draw_pictures, keep_rollouts
+        from parametrium.report.scene import Scene
 
         model, job, site = self.state.model, self.job, self.site.site
         scene = Scene(model, job, site, self.held_out[: job.evaluation.patients], number)

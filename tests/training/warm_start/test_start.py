@@ -31,7 +31,7 @@ def test_without_a_start_the_job_begins_with_its_own_values(make_job: MakeJob) -
 
 
 def test_a_job_that_needs_a_start_is_refused_without_one(make_job: MakeJob, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="PM403.*needs_start.*--start"):
+    with pytest.raises(TrainingError, match=r"PM403.*needs_start.*--start"):
         open_start(make_job(needs_start=True), None)
     tensors = initial_tensors(make_job())
     assert open_start(make_job(needs_start=True), save_checkpoint(tmp_path / "start", tensors, {})).digest

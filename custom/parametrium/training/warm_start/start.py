@@ -43,8 +43,8 @@ def open_start(job: JobConfig, folder: Path | None) -> Start:
         if job.needs_start:
             raise TrainingError(
                 Code.CHECKPOINT_INVALID,
-                "the job says needs_start: true, and there is no checkpoint to start from; give one as --start, or lay it "
-                "into the server's folder of starts under the job's name",
+                "the job says needs_start: true, and there is no checkpoint to start from; give one as --start, "
+                "or lay it into the server's folder of starts under the job's name",
             )
         return Start(fresh, None)
     place = final_checkpoint(folder) if (folder / "manifest.json").is_file() else folder

@@ -54,11 +54,16 @@ VIEW = {"kind": "soft_contrastive", "mask_ratio": 0.0, "temperature": 0.5}
 VARIANTS: dict[str, dict[str, Any]] = {
     HARD: {**VIEW, "form": "softmax", "softness": 0.0},
     "softmax, alpha .3": {**VIEW, "form": "softmax", "softness": 0.3},
+    "softmax, alpha .8": {**VIEW, "form": "softmax", "softness": 0.8},
     "sigmoid (hard)": {**VIEW, "form": "sigmoid", "softness": 0.0},
     "sigmoid, alpha .3": {**VIEW, "form": "sigmoid", "softness": 0.3},
     "weighted negatives, alpha 1": {**VIEW, "form": "weighted_negatives", "softness": 1.0},
     "global and local views": {"kind": "global_local"},
 }
+
+
+VISIBLE = ("age", "tumour_volume", "figo_stage")
+"""The clinical variables that a picture of the phantom can show: what is not to be seen, as HPV, cannot be ordered."""
 
 
 class Size(NamedTuple):
@@ -99,7 +104,8 @@ def job_with(seed: int, steps: int, objectives: list[dict[str, Any]], size: Size
     batch = {"patients": size.batch, "volumes_per_patient": 2}
     evaluation = {"crops": size.seen, "patients": 1000, "probe": "age"}
     objectives = [{**o, "crops": size.crops} if o["kind"] == "soft_contrastive" else o for o in objectives]
-    changed = {"objectives": objectives, "batch": batch, "evaluation": evaluation}
+    clinical = [variable for variable in data["clinical"] if variable["name"] in VISIBLE]
+    changed = {"objectives": objectives, "batch": batch, "evaluation": evaluation, "clinical": clinical}
     return parse_job({**data, **changed, "seed": seed, "rounds": 1, "local_steps": steps})
 
 

@@ -229,7 +229,7 @@ def test_thousands_of_volumes_make_a_page_of_bounded_size(tmp_path: Path) -> Non
 
 
 def test_registered_pairs_and_patients_are_counted_for_each_objective(tmp_path: Path) -> None:
-    from parametrium.report.quality.use import objectives_table
+    from parametrium.report.quality.use import ONE_SCAN, REGISTERED, TWO_MODALITIES, objectives_table
 
     one = survey(read_cohort(small_cohort(tmp_path / "c", 1), VOCABULARY).volumes, tmp_path / "page")[0]
 
@@ -240,11 +240,11 @@ def test_registered_pairs_and_patients_are_counted_for_each_objective(tmp_path: 
     rows += [volume("b", "CT", "f"), volume("b", "PET", "g"), replace(volume("b", "T2", "f"), found=Reason.ALL_ZERO)]
     table = {(r[0], r[1]): (r[2], r[3]) for r in objectives_table(rows).rows}
     assert table == {
-        ("masked reconstruction", "CT"): ("2", "2 volumes"),
-        ("masked reconstruction", "PET"): ("2", "2 volumes"),
-        ("masked reconstruction", "T2"): ("1", "2 volumes"),
-        ("cross-modal reconstruction", "CT and T2"): ("1", "2 registered pairs"),
-        ("soft contrastive", "CT and PET"): ("2", "2 patients with both"),
+        (ONE_SCAN, "CT"): ("2", "2 volumes"),
+        (ONE_SCAN, "PET"): ("2", "2 volumes"),
+        (ONE_SCAN, "T2"): ("1", "2 volumes"),
+        (REGISTERED, "CT and T2"): ("1", "2 registered pairs"),
+        (TWO_MODALITIES, "CT and PET"): ("2", "2 patients with both"),
     }
 
 

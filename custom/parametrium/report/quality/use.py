@@ -8,9 +8,13 @@ from parametrium.report.quality.measure import Measured
 from parametrium.report.quality.survey import Surveyed
 from parametrium.report.tables import Table
 
+ONE_SCAN = "masked reconstruction, templates, latent prediction"
+REGISTERED = "cross-modal reconstruction, boxes in another modality"
+TWO_MODALITIES = "contrasts between modalities"
+
 
 def objectives_table(surveyed: Sequence[Surveyed]) -> Table:
-    """One row a modality for masked reconstruction, one row a pair of modalities for the other two.
+    """One row a modality for the objectives of one scan, one row a pair of modalities for those of two.
 
     As ``data.crops`` draws: volumes of a patient in one frame are registered; contrast pairs a patient's modalities
     whatever their frame.
@@ -30,16 +34,13 @@ def objectives_table(surveyed: Sequence[Surveyed]) -> Table:
             aligned.setdefault((a, b), set()).add(patient)
     both = Counter(pair for own in holders.values() for pair in combinations(sorted(own), 2))
     patients = Counter(modality for own in holders.values() for modality in own)
-    rows = [
-        ["masked reconstruction", name, str(patients[name]), f"{count} volumes"]
-        for name, count in sorted(volumes.items())
-    ]
+    rows = [[ONE_SCAN, name, str(patients[name]), f"{count} volumes"] for name, count in sorted(volumes.items())]
     rows += [
-        ["cross-modal reconstruction", f"{a} and {b}", str(len(aligned[a, b])), f"{count} registered pairs"]
+        [REGISTERED, f"{a} and {b}", str(len(aligned[a, b])), f"{count} registered pairs"]
         for (a, b), count in sorted(registered.items())
     ]
     rows += [
-        ["soft contrastive", f"{a} and {b}", str(count), f"{count} patients with both"]
+        [TWO_MODALITIES, f"{a} and {b}", str(count), f"{count} patients with both"]
         for (a, b), count in sorted(both.items())
         if count > 1
     ]

@@ -4,9 +4,11 @@
 
 Draws a phantom cohort a seed, pretrains on all but the test patients without labels, then, with few labelled patients:
 segments organs and tumour by fine-tuning (pretrained, the same network from scratch, a small CNN; the same crops, steps
-and patients for all), and probes the tumour's clinical variables on frozen features (pretrained, untrained, coarse
-voxels, body mask). Prints means over seeds with their range, and the paired differences to scratch and CNN with a t
-interval of 95 %. Cohorts and models are written below ``--out``; what is there is not made again.
+and patients for all; and the CNN once more with ten times the labels: how much labels can add at all); finds the same
+structures from frozen tokens by one ridge regression (pretrained, untrained, the patches' own voxels); and probes the
+tumour's clinical variables on frozen features (pretrained, untrained, coarse voxels, body mask). Prints means over
+seeds with their range, and the paired differences to the rivals with a t interval of 95 %. Cohorts and models are
+written below ``--out``; what is there is not made again.
 """
 
 import argparse
@@ -16,8 +18,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from scipy import stats
+from sklearn.metrics import average_precision_score
 
 from parametrium.cohort.manifest import read_cohort
 from parametrium.cohort.phantom import write_phantom
@@ -36,12 +40,16 @@ from parametrium.evaluation.features import (
 from parametrium.evaluation.probe import probe
 from parametrium.evaluation.segmentation import (
     FineTuning,
+    Labelled,
     Segmenter,
     dice_scores,
     fine_tune,
+    labelled_crop,
     labelled_volumes,
     small_cnn,
 )
+from parametrium.model.encoder import Encoder
+from parametrium.model.patch_embed import patchify
 from parametrium.objectives.registry import PretrainingModel, build_model
 from parametrium.objectives.schedule import CropPlan
 from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
@@ -49,6 +57,7 @@ from parametrium.training.round import tensors_of
 from parametrium.training.step import new_state, train_step
 
 STRUCTURES = ("bladder", "rectum", "uterus", "tumour")
+MORE_LABELS = "cnn, ten times the labels"
 VARIABLES = ("tumour_volume", "figo_stage")
 
 Scores = dict[str, dict[str, float]]
@@ -82,29 +91,85 @@ def pretrained(folder: Path, job: JobConfig, patients: Sequence[PreparedPatient]
 def segmentation(
     model: PretrainingModel,
     job: JobConfig,
-    labelled: Sequence[PreparedPatient],
+    training: Sequence[PreparedPatient],
     test: Sequence[PreparedPatient],
-    modality: str,
+    arguments: argparse.Namespace,
     how: FineTuning,
-    seed: int,
 ) -> Scores:
     """Mean Dice of each structure on the test patients, for each arm."""
-    spacing, index = job.preparation.spacing_mm, job.modalities.index(modality)
-    train, held_out = (labelled_volumes(group, modality, STRUCTURES, spacing) for group in (labelled, test))
+    spacing, index, seed = job.preparation.spacing_mm, job.modalities.index(arguments.modality), job.seed
+    many = training[: 10 * arguments.labelled]
+    more, held_out = (labelled_volumes(group, arguments.modality, STRUCTURES, spacing) for group in (many, test))
+    train = more[: arguments.labelled]
     results: Scores = {}
-    for arm in ("pretrained", "scratch", "cnn"):
+    for arm in ("pretrained", "scratch", "cnn", MORE_LABELS):
         torch.manual_seed(seed)  # the decoder begins alike
-        if arm == "cnn":
+        if arm in ("cnn", MORE_LABELS):
             network: torch.nn.Module = small_cnn(len(STRUCTURES))
         else:
             network = Segmenter(build_model(job).encoder, index, spacing, len(STRUCTURES))
             if arm == "pretrained":
                 network.encoder.load_state_dict(model.encoder.state_dict())
-        fine_tune(network, train, how, seed)
+        fine_tune(network, more if arm == MORE_LABELS else train, how, seed)
         dice = dice_scores(network, held_out, STRUCTURES, how.crop)
         results[arm] = {name: statistics.mean(scores) for name, scores in dice.items()}
         results[arm]["mean"] = statistics.mean(results[arm].values())
     return results
+
+
+def token_probe(
+    model: PretrainingModel,
+    job: JobConfig,
+    training: Sequence[PreparedPatient],
+    test: Sequence[PreparedPatient],
+    arguments: argparse.Namespace,
+) -> Scores:
+    """Average precision of patches that are mostly one structure, ranked by a ridge regression on frozen tokens."""
+    spacing, index = job.preparation.spacing_mm, job.modalities.index(arguments.modality)
+    seen, unseen = (
+        crops_of(labelled_volumes(group, arguments.modality, STRUCTURES, spacing), job, each, job.seed)
+        for group, each in ((training[: arguments.labelled], 16), (test, 8))
+    )
+    results: Scores = {}
+    for name, found in (
+        ("pretrained", model.encoder),
+        ("untrained", build_model(job).encoder.eval()),
+        ("voxels", None),
+    ):
+        known, asked = (tokens_of(found, images, index, job) for images, _ in (seen, unseen))
+        mean, deviation = known.mean(0), known.std(0) + 1e-3
+        known, asked = (known - mean) / deviation, (asked - mean) / deviation
+        gram = known.T @ known / len(known) + 0.03 * torch.eye(known.shape[1])
+        weights = torch.linalg.solve(gram, known.T @ (seen[1] - seen[1].mean(0)) / len(known))
+        ranked, true = (asked @ weights).numpy(), (unseen[1] > 0.5).numpy()
+        results[name] = {
+            structure: float(average_precision_score(true[:, n], ranked[:, n]))
+            for n, structure in enumerate(STRUCTURES)
+        }
+        results[name]["mean"] = statistics.mean(results[name].values())
+    return results
+
+
+def crops_of(samples: Sequence[Labelled], job: JobConfig, each: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops [N, D, H, W], and the share of every patch [N L, S] that is of each structure."""
+    rng = np.random.default_rng(seed)
+    drawn = [labelled_crop(rng, sample, job.crop) for sample in samples for _ in range(each)]
+    images, labels = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
+    patches = patchify(labels.float(), job.model.patch).flatten(0, 1)
+    return images, torch.stack([(patches == n + 1).float().mean(-1) for n in range(len(STRUCTURES))], dim=-1)
+
+
+@torch.no_grad()
+def tokens_of(encoder: Encoder | None, images: torch.Tensor, modality: int, job: JobConfig) -> torch.Tensor:
+    """[N L, ...] tokens before, amid and after the blocks, side by side; the patches' voxels without an encoder."""
+    if encoder is None:
+        return patchify(images, job.model.patch).flatten(0, 1)
+    depth, parts = encoder.shape.depth, []
+    for few in images.split(8):
+        kind = torch.full((len(few),), modality)
+        tokens, windows = encoder.tokens(few, kind, job.preparation.spacing_mm)
+        parts.append(torch.cat(encoder.intermediate(tokens, windows, (0, depth // 2, depth)), dim=-1).flatten(0, 1))
+    return torch.cat(parts)
 
 
 def probing(
@@ -144,9 +209,9 @@ def one_seed(out: Path, arguments: argparse.Namespace, seed: int) -> dict[str, S
         encoder_rate=arguments.encoder_rate,
         decoder_first=arguments.decoder_first,
     )
-    labelled = training[: arguments.labelled]
     return {
-        "segmentation": segmentation(model, job, labelled, test, arguments.modality, how, seed),
+        "segmentation": segmentation(model, job, training, test, arguments, how),
+        "tokens": token_probe(model, job, training, test, arguments),
         "probe": probing(model, job, training[: arguments.probed], test),
     }
 
@@ -181,7 +246,7 @@ def main() -> None:
     parser.add_argument("--probed", type=int, default=100, help="patients whose clinical rows are used")
     parser.add_argument("--modality", default="T2", help="that is segmented")
     parser.add_argument("--steps", type=int, default=300, help="of fine-tuning")
-    parser.add_argument("--encoder-rate", type=float, default=0.5)
+    parser.add_argument("--encoder-rate", type=float, default=0.2)
     parser.add_argument("--decoder-first", type=float, default=0.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2)
@@ -193,6 +258,7 @@ def main() -> None:
         results.append(one_seed(arguments.out, arguments, seed))
         (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
     table("Dice", [result["segmentation"] for result in results], ("scratch", "cnn"))
+    table("frozen tokens, average precision", [result["tokens"] for result in results], ("untrained", "voxels"))
     table("Spearman", [result["probe"] for result in results], ("untrained", "voxels"))
 
 

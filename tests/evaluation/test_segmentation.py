@@ -125,7 +125,7 @@ def test_crops_of_image_and_labels_match_and_go_beyond_small_volumes() -> None:
     image = np.arange(6 * 30 * 10, dtype=np.float32).reshape(6, 30, 10) + 1
     sample = Labelled(image, (image % 3).astype(np.uint8))
     for _ in range(50):
-        seen, labels = segmentation._crop(rng, sample, (8, 8, 8))
+        seen, labels = segmentation.labelled_crop(rng, sample, (8, 8, 8))
         assert (labels == seen % 3)[seen > 0].all()
         assert not labels[seen == 0].any()
         assert (seen > 0).sum() == 6 * 8 * 8

@@ -63,8 +63,8 @@ class FineTuning:
     crop: Extent
     steps: int = 300
     batch: int = 4
-    rate: float = 2e-3
-    encoder_rate: float = 0.5
+    rate: float = 5e-3
+    encoder_rate: float = 0.2
     decoder_first: float = 0.0
     weight_decay: float = 0.01
 
@@ -185,7 +185,7 @@ def fine_tune(network: nn.Module, samples: Sequence[Labelled], how: FineTuning, 
             parameter.requires_grad_(not resting)
         for group in optimiser.param_groups:
             group["lr"] = how.rate * group["factor"] * _rate(step, how)
-        drawn = [_crop(rng, samples[int(rng.integers(len(samples)))], how.crop) for _ in range(how.batch)]
+        drawn = [labelled_crop(rng, samples[int(rng.integers(len(samples)))], how.crop) for _ in range(how.batch)]
         image = torch.from_numpy(np.stack([image for image, _ in drawn]))[:, None].to(device)
         labels = torch.from_numpy(np.stack([labels for _, labels in drawn]))[:, None].to(device)
         optimiser.zero_grad(set_to_none=True)
@@ -205,7 +205,9 @@ def _rate(step: int, how: FineTuning) -> float:
     return min(progress * 20, 1.0) * (1 + math.cos(math.pi * progress)) / 2 if length > 1 else 1.0
 
 
-def _crop(rng: np.random.Generator, sample: Labelled, crop: Extent) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def labelled_crop(
+    rng: np.random.Generator, sample: Labelled, crop: Extent
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """A crop of image and labels, on a structure or anywhere, with zeros beyond the volume."""
     centre = rng.integers(sample.image.shape)
     present = [label for label in np.unique(sample.labels) if label]

@@ -20,7 +20,7 @@ from parametrium.data.loader import CropLoader
 from parametrium.errors import ConfigError
 from parametrium.model.masking import draw_mask
 from parametrium.model.modality import tensor_owners
-from parametrium.objectives.contrastive import soft_targets
+from parametrium.objectives.contrast_loss import soft_targets
 from parametrium.objectives.modality_contrastive import Compared, ModalityContrastive, draw_compared
 from parametrium.objectives.registry import PretrainingModel, build_model
 from parametrium.objectives.schedule import CropPlan

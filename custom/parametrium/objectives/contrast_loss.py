@@ -48,6 +48,14 @@ def softmax_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return (forward + backward) / 2
 
 
+def softmax_contrast(
+    logits: Tensor, similarity: Similarity, softness: float, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """``softmax_loss`` to ``soft_targets``, and its chance level: that of scores which tell no patient from another."""
+    targets = soft_targets(similarity, softness, temperature)
+    return softmax_loss(logits, targets), softmax_loss(torch.zeros_like(logits), targets)
+
+
 def pair_targets(similarity: Similarity, softness: float, power: float) -> Tensor:
     """q_ii = 1, q_ij = a S~_ij^g: each pair by itself; 0 where nothing is known of both in common.
 

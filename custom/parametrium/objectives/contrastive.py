@@ -24,8 +24,7 @@ from parametrium.objectives.contrast_loss import (
     negative_weights,
     pair_targets,
     sigmoid_loss,
-    soft_targets,
-    softmax_loss,
+    softmax_contrast,
     weighted_negatives_loss,
 )
 from parametrium.objectives.objective import Objective, Outcome, count
@@ -97,12 +96,11 @@ class SoftContrastive(Objective):
         if form == "sigmoid":
             targets = pair_targets(similarity, softness, self.config.similarity_power)
             return sigmoid_loss(logits + self.pair_bias, targets), sigmoid_loss(best_constant(targets), targets)
-        equal = torch.zeros_like(logits)
         if form == "weighted_negatives":
             weights = negative_weights(similarity, softness)
+            equal = torch.zeros_like(logits)
             return weighted_negatives_loss(logits, weights), weighted_negatives_loss(equal, weights)
-        targets = soft_targets(similarity, softness, self.config.similarity_temperature)
-        return softmax_loss(logits, targets), softmax_loss(equal, targets)
+        return softmax_contrast(logits, similarity, softness, self.config.similarity_temperature)
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """The contrast of the batch's patients; ``chance`` is what an embedding scores that cannot tell them apart."""

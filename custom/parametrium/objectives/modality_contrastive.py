@@ -18,7 +18,7 @@ from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import gather, patch_grid
 from parametrium.model.presets import Architecture
-from parametrium.objectives.contrast_loss import soft_targets, softmax_loss
+from parametrium.objectives.contrast_loss import softmax_contrast
 from parametrium.objectives.contrastive import (
     projection_head,
     standardise_views,
@@ -107,14 +107,13 @@ class ModalityContrastive(Objective):
         with torch.autocast(a.device.type, enabled=False):  # a cosine in bf16 has two digits
             logits = self.log_scale.exp().clamp(max=100) * a @ b.T
             similarity = gower(batch.clinical[rows], batch.observed[rows], self.clinical)
-            targets = soft_targets(similarity, self.config.softness, self.config.similarity_temperature)
-            loss = softmax_loss(logits, targets)
-            chance = float(softmax_loss(torch.zeros_like(logits), targets))
+            config = self.config
+            loss, chance = softmax_contrast(logits, similarity, config.softness, config.similarity_temperature)
         modality = batch.modality[compared.anchor]
         shown = modality if compared.source is None else batch.modality[compared.source]
         embedded = count_either(modality, shown, encoder.modalities)
         filled = count(modality, encoder.modalities)
-        return Outcome(loss, patients, embedded, filled=filled, scalars={"chance": chance})
+        return Outcome(loss, patients, embedded, filled=filled, scalars={"chance": float(chance)})
 
 
 def draw_compared(batch: Batch, generator: torch.Generator) -> Compared | None:

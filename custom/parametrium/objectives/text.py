@@ -16,7 +16,7 @@ from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import patch_grid
 from parametrium.model.presets import Architecture
-from parametrium.objectives.contrast_loss import soft_targets, softmax_loss
+from parametrium.objectives.contrast_loss import softmax_contrast
 from parametrium.objectives.contrastive import PROJECTION, projection_head, standardise_views
 from parametrium.objectives.objective import Objective, Outcome, count
 
@@ -60,15 +60,14 @@ class TextContrastive(Objective):
         pooled = encoder.encode(batch.images, batch.modality, self.spacing_mm, visible).pooled
         views = pooled.reshape(batch.patients, VIEWS, -1, pooled.shape[1]).mean(2)
         text = self.project_text(batch.text)
-        targets = soft_targets(
-            gower(batch.clinical, batch.observed, self.clinical),
-            self.config.softness,
-            self.config.similarity_temperature,
-        )
-        scale = self.log_scale.exp().clamp(max=100)
+        seen = [self.project(view) for view in views.unbind(1)]
+        softness, temperature = self.config.softness, self.config.similarity_temperature
         with torch.autocast(text.device.type, enabled=False):  # a cosine in bf16 has two digits
-            logits = [scale * self.project(view) @ text.T for view in views.unbind(1)]
-            loss = torch.stack([softmax_loss(scores, targets) for scores in logits]).mean()
-        chance = softmax_loss(torch.zeros_like(targets), targets)
+            similarity, scale = (
+                gower(batch.clinical, batch.observed, self.clinical),
+                self.log_scale.exp().clamp(max=100),
+            )
+            both = [softmax_contrast(scale * view @ text.T, similarity, softness, temperature) for view in seen]
+        loss, chance = (torch.stack(values).mean() for values in zip(*both, strict=True))
         tally = count(batch.modality, encoder.modalities)
         return Outcome(loss, len(batch.images), tally, scalars={"chance": float(chance)})

@@ -81,6 +81,7 @@ PROBED = "grade"
 FRACTIONS = (0.2, 1.0)
 REGION = "glioma"
 MODALITY = "FLAIR"
+TUMOUR = "1=FLAIR abnormality (tumour)"
 
 Site = str
 Patients = dict[Site, tuple[list[PreparedPatient], list[PreparedPatient]]]
@@ -170,7 +171,7 @@ def segmented(
     own = [patients[site.name] for site in SITES if site.cohort == REGION]
     training, test = ([p for groups in own for p in groups[part]] for part in (0, 1))
     spacing = job.preparation.spacing_mm
-    labelled, unseen = (labelled_volumes(group, MODALITY, ("tumour",), spacing) for group in (training, test))
+    labelled, unseen = (labelled_volumes(group, MODALITY, (TUMOUR,), spacing) for group in (training, test))
     order = np.random.default_rng(job.seed).permutation(len(labelled))
     scores = {}
     for fraction in FRACTIONS:
@@ -181,7 +182,7 @@ def segmented(
             if model is not None:
                 network.encoder.load_state_dict(model.encoder.state_dict())
         fine_tune(network, [labelled[i] for i in order[: round(fraction * len(order))]], how, job.seed)
-        scores[f"dice/{fraction:.0%}"] = statistics.fmean(dice_scores(network, unseen, ("tumour",), how.crop)["tumour"])
+        scores[f"dice/{fraction:.0%}"] = statistics.fmean(dice_scores(network, unseen, (TUMOUR,), how.crop)[TUMOUR])
     return scores
 
 

@@ -115,7 +115,7 @@ def draw(path: Path, runs: Mapping[str, Path], job: JobConfig) -> None:
         axes.set_xlabel("finished rounds")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
+    page.legend(loc="outside lower center", ncols=len(runs) + 1, frameon=False)
     page.savefig(path)
 
 

@@ -63,10 +63,8 @@ class TextContrastive(Objective):
         seen = [self.project(view) for view in views.unbind(1)]
         softness, temperature = self.config.softness, self.config.similarity_temperature
         with torch.autocast(text.device.type, enabled=False):  # a cosine in bf16 has two digits
-            similarity, scale = (
-                gower(batch.clinical, batch.observed, self.clinical),
-                self.log_scale.exp().clamp(max=100),
-            )
+            similarity = gower(batch.clinical, batch.observed, self.clinical)
+            scale = self.log_scale.exp().clamp(max=100)
             both = [softmax_contrast(scale * view @ text.T, similarity, softness, temperature) for view in seen]
         loss, chance = (torch.stack(values).mean() for values in zip(*both, strict=True))
         tally = count(batch.modality, encoder.modalities)

@@ -224,20 +224,30 @@ def one_seed(book: Book, arguments: argparse.Namespace, patients: Patients, seed
         book.add(seed, arm, everything)
 
 
-def table(results: Results, arms: Sequence[str], seeds: Sequence[int]) -> str:
-    """Means over the seeds that are there, with their range."""
+def tables(results: Results, arms: Sequence[str], seeds: Sequence[int]) -> str:
+    """Means over the seeds that are there, with their range: a table for each kind of measure, an arm in each row."""
     rows: dict[str, list[Mapping[str, float]]] = {
         arm: [results[f"{seed}/{arm}"] for seed in seeds if f"{seed}/{arm}" in results] for arm in arms
     }
     measures = sorted({m for found in rows.values() for scores in found for m in scores})
     lines = []
-    for measure in measures:
-        lines.append(f"\n| {measure} | mean | range |\n|---|---|---|")
+    for kind in dict.fromkeys(measure.split("/")[0] for measure in measures):
+        own = [measure for measure in measures if measure.split("/")[0] == kind]
+        names = [measure.partition("/")[2] or measure for measure in own]
+        lines.append(f"\n| {kind} | {' | '.join(names)} |\n|---|{'---|' * len(own)}")
         for arm, found in rows.items():
-            values = [scores[measure] for scores in found if measure in scores]
-            if values:
-                lines.append(f"| {arm} | {statistics.fmean(values):.3f} | {min(values):.3f} to {max(values):.3f} |")
+            cells = [cell([scores[measure] for scores in found if measure in scores]) for measure in own]
+            if any(cells):
+                lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean and range; empty where there is nothing."""
+    if not values:
+        return ""
+    spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
 
 
 def main() -> None:
@@ -263,7 +273,7 @@ def main() -> None:
     results: Results = {}
     for seed in arguments.seeds:
         results |= Book(arguments.out / f"results-{seed}.json").results
-    print(table(results, ["cnn", "scratch", *CONTROLS, *arguments.arms], arguments.seeds))
+    print(tables(results, ["cnn", "scratch", *CONTROLS, *arguments.arms], arguments.seeds))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from memory_volumes import memory_patient, memory_patients, memory_volume
 from parametrium.config import JobConfig, parse_job
@@ -47,10 +48,32 @@ def loader(
 
 def same(first: Batches, second: Batches) -> bool:
     return first.keys() == second.keys() and all(
-        torch.equal(getattr(first[layout], field.name), getattr(second[layout], field.name))
+        equal(getattr(first[layout], field.name), getattr(second[layout], field.name))
         for layout in first
         for field in fields(Batch)
     )
+
+
+def equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
+
+
+def test_every_patient_comes_with_her_own_text_and_who_has_none_with_zeros(make_job: MakeJob) -> None:
+    known = [0, 1, 3]  # of five patients
+    told = [
+        replace(patient, text=np.eye(5, dtype=np.float32)[p] if p in known else None)
+        for p, patient in enumerate(memory_patients(RAGGED))
+    ]
+    seen: Counter[int] = Counter()
+    for batches in loader(told, make_job(), *BOTH).steps(0, 8):
+        for batch in batches.values():
+            assert batch.text is not None
+            for age, text, has in zip(batch.clinical[:, 0].tolist(), batch.text, batch.has_text.tolist(), strict=True):
+                patient = round(age) - 20
+                seen[patient] += 1
+                assert has is (patient in known)
+                assert torch.equal(text, torch.eye(5)[patient] * has)
+    assert set(seen) == set(range(5))
 
 
 def test_a_batch_is_a_function_of_seed_site_and_step(make_job: MakeJob) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from parametrium.config import JobConfig
 from parametrium.data.batch import Batch
-from parametrium.data.cache import PreparedPatient
 from parametrium.objectives.contrastive import standardise_views
 from parametrium.objectives.registry import build_model
 from parametrium.objectives.text import TextContrastive
@@ -106,14 +105,3 @@ def test_scans_learn_to_find_their_text(job: JobConfig, make_batch: Callable[...
         state.step = step  # the other turn is reconstruction's
         losses.append(train_step(state, {"contrast": batch}, job, "north").losses["text_contrastive"])
     assert losses[-1] < 0.5 * losses[0]
-
-
-def test_a_loader_gives_every_patient_her_own_text() -> None:
-    from parametrium.data.loader import _stacked
-
-    vectors = [np.ones(3, dtype=np.float32), None, np.full(3, 2, dtype=np.float32)]
-    stacked = _stacked(vectors)
-    assert stacked is not None
-    assert stacked.tolist() == [[1, 1, 1], [0, 0, 0], [2, 2, 2]]
-    assert _stacked([None, None]) is None
-    assert PreparedPatient("p", None, (), {}, ()).text is None

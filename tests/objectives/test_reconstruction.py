@@ -393,10 +393,17 @@ def test_contrast_counts_both_views_and_no_decoder(
     for alone in range(len(batch.images)):
 
         def views(
-            self: SoftContrastive, encoder: Any, images: Tensor, modality: Tensor, visible: Tensor, alone: int = alone
+            self: SoftContrastive,
+            encoder: Any,
+            images: Tensor,
+            modality: Tensor,
+            visible: Tensor,
+            number: int,
+            alone: int = alone,
         ) -> Tensor:
+            assert number == len(images)
             rows = [
-                together(self, encoder, images[n, None], modality[n, None], visible[n, None])
+                together(self, encoder, images[n, None], modality[n, None], visible[n, None], 1)
                 for n in range(len(images))
             ]
             return torch.cat([row if n == alone else row.detach() for n, row in enumerate(rows)])

@@ -42,10 +42,10 @@ from parametrium.evaluation.reconstruction import modality_means, reconstruction
 from parametrium.evaluation.retrieval import retrieval
 from parametrium.evaluation.segmentation import (
     FineTuning,
-    Segmenter,
     dice_scores,
     fine_tune,
     labelled_volumes,
+    segmenter_of,
     small_cnn,
 )
 from parametrium.objectives.registry import PretrainingModel, build_model
@@ -176,11 +176,7 @@ def segmented(
     scores = {}
     for fraction in FRACTIONS:
         torch.manual_seed(job.seed)  # decoders begin alike
-        network: torch.nn.Module = small_cnn(1)
-        if name != "cnn":
-            network = Segmenter(build_model(job).encoder, job.modalities.index(MODALITY), spacing, 1)
-            if model is not None:
-                network.encoder.load_state_dict(model.encoder.state_dict())
+        network = small_cnn(1) if name == "cnn" else segmenter_of(job, MODALITY, 1, model)
         fine_tune(network, [labelled[i] for i in order[: round(fraction * len(order))]], how, job.seed)
         scores[f"dice/{fraction:.0%}"] = statistics.fmean(dice_scores(network, unseen, (TUMOUR,), how.crop)[TUMOUR])
     return scores

@@ -28,9 +28,9 @@ from parametrium.cohort.phantom import write_phantom
 from parametrium.config import JobConfig, parse_job
 from parametrium.data.batch import Batch
 from parametrium.data.cache import PreparedPatient
-from parametrium.data.crops import Crop, draw_aligned
+from parametrium.data.crops import draw_aligned
 from parametrium.data.labels import label_map
-from parametrium.data.lattice import overlap
+from parametrium.data.lattice import cut
 from parametrium.data.loader import CropLoader, read_batch
 from parametrium.data.prepare import prepare_cohort
 from parametrium.model.patch_embed import gather, patchify
@@ -91,30 +91,15 @@ def aligned_crops(
     """For every patient so many places, each seen in all of its modalities, with the crops' tumour voxels."""
     rng = np.random.default_rng(seed)
     for patient in patients:
-        tumours: dict[int, NDArray[np.uint8] | None] = {}
+        spacing = job.preparation.spacing_mm
+        maps = {id(volume): label_map(patient, volume, ("tumour",), spacing) for volume in patient.volumes}
         for _ in range(each):
             crops = draw_aligned(rng, [patient], job.crop, len(MODALITIES), 1.0)
             nothing = np.zeros((1, 0), dtype=np.float32)
-            drawn = [_tumour(patient, crop, tumours, job) for crop in crops]
-            if len(crops) > 1 and all(d is not None for d in drawn):
-                yield read_batch(crops, job, (nothing, nothing > 0)), np.stack([d for d in drawn if d is not None])
-
-
-def _tumour(
-    patient: PreparedPatient, crop: Crop, known: dict[int, NDArray[np.uint8] | None], job: JobConfig
-) -> NDArray[np.bool_] | None:
-    key = id(crop.volume)
-    if key not in known:
-        known[key] = label_map(patient, crop.volume, ("tumour",), job.preparation.spacing_mm)
-    labels = known[key]
-    if labels is None:
-        return None
-    found = np.zeros(job.crop, dtype=np.bool_)
-    shared = overlap(crop.corner, job.crop, crop.volume.offset, crop.volume.shape)
-    if shared is not None:
-        here, there = shared
-        found[here] = labels[there] > 0
-    return found
+            drawn = [(crop, labels) for crop in crops if (labels := maps[id(crop.volume)]) is not None]
+            if len(drawn) == len(crops) > 1:
+                tumour = [cut(labels, crop.volume.offset, crop.corner, job.crop) > 0 for crop, labels in drawn]
+                yield read_batch(crops, job, (nothing, nothing > 0)), np.stack(tumour)
 
 
 def pairs(batch: Batch) -> Iterator[tuple[int, int, Pair]]:

@@ -41,11 +41,11 @@ from parametrium.evaluation.probe import probe
 from parametrium.evaluation.segmentation import (
     FineTuning,
     Labelled,
-    Segmenter,
     dice_scores,
     fine_tune,
     labelled_crop,
     labelled_volumes,
+    segmenter_of,
     small_cnn,
 )
 from parametrium.model.encoder import Encoder
@@ -97,7 +97,7 @@ def segmentation(
     how: FineTuning,
 ) -> Scores:
     """Mean Dice of each structure on the test patients, for each arm."""
-    spacing, index, seed = job.preparation.spacing_mm, job.modalities.index(arguments.modality), job.seed
+    spacing, seed = job.preparation.spacing_mm, job.seed
     many = training[: 10 * arguments.labelled]
     more, held_out = (labelled_volumes(group, arguments.modality, STRUCTURES, spacing) for group in (many, test))
     train = more[: arguments.labelled]
@@ -107,9 +107,8 @@ def segmentation(
         if arm in ("cnn", MORE_LABELS):
             network: torch.nn.Module = small_cnn(len(STRUCTURES))
         else:
-            network = Segmenter(build_model(job).encoder, index, spacing, len(STRUCTURES))
-            if arm == "pretrained":
-                network.encoder.load_state_dict(model.encoder.state_dict())
+            start = model if arm == "pretrained" else None
+            network = segmenter_of(job, arguments.modality, len(STRUCTURES), start)
         fine_tune(network, more if arm == MORE_LABELS else train, how, seed)
         dice = dice_scores(network, held_out, STRUCTURES, how.crop)
         results[arm] = {name: statistics.mean(scores) for name, scores in dice.items()}

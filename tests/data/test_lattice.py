@@ -3,13 +3,14 @@
 from itertools import permutations, product
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy.spatial.transform import Rotation
 
 from cohort_files import grid_affine
-from parametrium.data.lattice import lattice_box, resample
+from parametrium.data.lattice import cut, lattice_box, resample
 
 SHAPE = (14, 12, 10)
 ANGLE = st.floats(-60, 60)
@@ -106,3 +107,14 @@ def test_detail_finer_than_the_lattice_is_averaged_not_aliased() -> None:
 def test_a_volume_between_two_lattice_planes_has_no_box() -> None:
     _, extent = lattice_box((10, 10, 2), grid_affine((3.0, 3.0, 0.2), (0.0, 0.0, 1.0)), (3.0, 3.0, 3.0))
     assert extent[2] < 1
+
+
+@pytest.mark.parametrize("low", [(0, 0, 0), (2, -1, 4), (-9, 0, 0), (5, 6, 7)])
+def test_a_box_is_cut_out_as_voxel_by_voxel_with_zeros_beyond(low: tuple[int, int, int]) -> None:
+    values, offset, extent = np.arange(1, 61, dtype=np.uint8).reshape(3, 4, 5), (1, 2, 3), (4, 6, 3)
+    found = cut(values, offset, low, extent)
+    assert (found.shape, found.dtype) == (extent, values.dtype)
+    for place in np.ndindex(extent):
+        inner = tuple(p + a - o for p, a, o in zip(place, low, offset, strict=True))
+        inside = all(0 <= i < n for i, n in zip(inner, values.shape, strict=True))
+        assert found[place] == (values[inner] if inside else 0)

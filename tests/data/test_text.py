@@ -10,7 +10,7 @@ import pytest
 
 from parametrium.config import JobConfig, TextConfig
 from parametrium.data.cache import PreparedPatient
-from parametrium.data.text import LONGEST, text_of, with_texts
+from parametrium.data.text import LONGEST, texts_of, with_texts
 from parametrium.errors import DataError
 
 MODULE = "texts_of_a_test"
@@ -68,9 +68,8 @@ def test_texts_are_cut_and_encoded_in_parts(install: Callable[..., TextConfig]) 
 
 def test_a_row_is_told_in_words_without_what_the_schema_does_not_know(make_job: Callable[..., JobConfig]) -> None:
     variables = make_job().clinical
-    assert text_of(patient("p", age="54", stage="II", name="Doe"), variables, None) == "age 54, stage II"
-    assert text_of(patient("p", age="540", stage="unknown"), variables, None) == ""
-    assert text_of(patient("p"), variables, None) == ""
+    rows = [patient("p", age="54", stage="II", name="Doe"), patient("p", age="540", stage="unknown"), patient("p")]
+    assert texts_of(rows, variables, None) == ["age 54, stage II", "", ""]
 
 
 def test_a_text_of_no_known_word_is_no_text(install: Callable[..., TextConfig]) -> None:

@@ -192,7 +192,7 @@ def test_attention_maps_sum_to_one_and_say_where_they_are_local() -> None:
     index, _ = draw_mask(2, grid, 0.5, torch.Generator().manual_seed(0))
     windows = windows_of(index, grid)
     assert windows is not None
-    maps = encoder.attention_maps(torch.randn(*index.shape, 24), windows)
+    maps = encoder.watched(torch.randn(*index.shape, 24), windows)[1]
     assert [one.local for one in maps] == [True, True, False]
     for one in maps:
         sums = one.weights.sum(-1)

@@ -39,7 +39,7 @@ def maps_of(index: Tensor, grid: Grid, seed: int = 0) -> tuple[list[AttentionMap
     encoder = encoder_of(seed)
     windows = windows_of(index, grid)
     tokens = torch.randn(*index.shape, SHAPE.width, dtype=torch.float64)
-    return [exact(block) for block in encoder.attention_maps(tokens, windows)], windows
+    return [exact(block) for block in encoder.watched(tokens, windows)[1]], windows
 
 
 def exact(block: AttentionMap) -> AttentionMap:
@@ -170,7 +170,7 @@ def test_the_map_lies_where_the_patches_lie() -> None:
     volume = torch.randn(1, 16, 8, 12)
     tokens, windows = encoder.tokens(volume, torch.tensor([0]), MM)
     assert windows is not None
-    maps = encoder.attention_maps(tokens, windows)
+    maps = encoder.watched(tokens, windows)[1]
     target = (6 * 4 + 1) * 6 + 5
     slot = EXTRAS + int(windows.slot[0, target])
     for block in maps:

@@ -6,7 +6,7 @@ lattice, so two volumes of one frame are aligned by integer arithmetic, however 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
@@ -73,6 +73,26 @@ def overlap(
         tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, origin, strict=True)) for origin in (first, other)
     )
     return here, there
+
+
+def cut(values: NDArray[Any], offset: Sequence[int], low: Sequence[int], extent: Sequence[int]) -> NDArray[Any]:
+    """A box of an array on the lattice, with zeros where it reaches beyond the array.
+
+    Args:
+        values: [D, H, W].
+        offset: lattice index of its first voxel.
+        low: of the box's first voxel.
+        extent: voxels of the box.
+
+    Returns:
+        An array of that extent, in the values' own type.
+    """
+    found = np.zeros(tuple(extent), dtype=values.dtype)
+    shared = overlap(low, extent, offset, values.shape)
+    if shared is not None:
+        here, there = shared
+        found[here] = values[there]
+    return found
 
 
 def resample(image: NDArray[np.float32], affine: NDArray[np.float64], spacing: Spacing) -> Resampled:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parametrium.clinical.reading import reader_of
+from parametrium.clinical.schema import encode
 from parametrium.config import ClinicalVariable, TextConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.errors import Code, DataError
@@ -44,28 +44,34 @@ def with_texts(
     Raises:
         DataError: PM304 when the encoder cannot be loaded, fails, or gives other than N finite vectors of D channels.
     """
-    texts = [text_of(patient, variables, config.column)[:LONGEST] for patient in patients]
+    texts = [text[:LONGEST] for text in texts_of(patients, variables, config.column)]
     told = [n for n, text in enumerate(texts) if text]
-    encode = load_encoder(config.encoder)
+    encoder = load_encoder(config.encoder)
     vectors: dict[int, NDArray[np.float32]] = {}
     for start in range(0, len(told), _AT_ONCE):
         rows = told[start : start + _AT_ONCE]
-        for n, vector in zip(rows, _encoded(encode, [texts[n] for n in rows], channels), strict=True):
+        for n, vector in zip(rows, _encoded(encoder, [texts[n] for n in rows], channels), strict=True):
             length = float(np.linalg.norm(vector))
             if length > 0:  # a text without a word that the encoder knows says nothing
                 vectors[n] = (vector / length).astype(np.float32)
     return tuple(replace(patient, text=vectors.get(n)) for n, patient in enumerate(patients))
 
 
-def text_of(patient: PreparedPatient, variables: Sequence[ClinicalVariable], column: str | None) -> str:
-    """A patient's text: the cell of the column, or what its row says of the job's variables; empty where it has none.
+def texts_of(
+    patients: Sequence[PreparedPatient], variables: Sequence[ClinicalVariable], column: str | None
+) -> list[str]:
+    """Patients' texts: the cell of the column, or what the row says of the job's variables; empty where there is none.
 
     Values outside the schema are not told, as they do not enter the similarity.
     """
+    rows = [patient.clinical for patient in patients]
     if column is not None:
-        return patient.clinical.get(column, "").strip()
-    known = [variable for variable in variables if reader_of(variable)(patient.clinical).observed]
-    return ", ".join(f"{v.name.replace('_', ' ')} {patient.clinical[v.name].strip()}" for v in known)
+        return [row.get(column, "").strip() for row in rows]
+    names = [variable.name for variable in variables]
+    return [
+        ", ".join(f"{n.replace('_', ' ')} {row[n].strip()}" for n, told in zip(names, observed, strict=True) if told)
+        for row, observed in zip(rows, encode(rows, variables).observed, strict=True)
+    ]
 
 
 def load_encoder(name: str) -> TextEncoder:
@@ -85,8 +91,8 @@ def load_encoder(name: str) -> TextEncoder:
         ) from error
     if not callable(found):
         raise DataError(Code.DATA_TEXT, "site.text.encoder names something that is no function", site_detail=name)
-    encode: TextEncoder = found
-    return encode
+    encoder: TextEncoder = found
+    return encoder
 
 
 def wordllama(texts: list[str]) -> NDArray[np.float32]:
@@ -102,9 +108,9 @@ def _wordllama() -> Any:
     return package.WordLlama.load(cache_dir=Path(str(package.__file__)).parent, disable_download=True)
 
 
-def _encoded(encode: TextEncoder, texts: list[str], channels: int) -> NDArray[np.float32]:
+def _encoded(encoder: TextEncoder, texts: list[str], channels: int) -> NDArray[np.float32]:
     try:
-        vectors = np.asarray(encode(texts), dtype=np.float32)
+        vectors = np.asarray(encoder(texts), dtype=np.float32)
     except Exception as error:  # the package's own words may quote a report
         raise DataError(Code.DATA_TEXT, "the text encoder failed", site_detail=type(error).__name__) from None
     if vectors.shape != (len(texts), channels):

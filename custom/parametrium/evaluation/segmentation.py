@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from parametrium.config import JobConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.data.labels import label_map
-from parametrium.data.lattice import overlap
+from parametrium.data.lattice import cut
 from parametrium.model.encoder import Encoder
 from parametrium.model.patch_embed import padded, patch_grid
 from parametrium.model.position import Spacing
+from parametrium.objectives.registry import PretrainingModel, build_model
 
 Extent = tuple[int, int, int]
 
@@ -148,6 +150,14 @@ class Segmenter(nn.Module):
         return joined.transpose(1, 2).reshape(len(volumes), -1, *patch_grid(volumes, self.encoder.shape.patch))
 
 
+def segmenter_of(job: JobConfig, modality: str, structures: int, pretrained: PretrainingModel | None) -> Segmenter:
+    """A segmenter of one of the job's modalities, with the encoder of a pretrained model or a fresh one."""
+    encoder = build_model(job).encoder
+    if pretrained is not None:
+        encoder.load_state_dict(pretrained.encoder.state_dict())
+    return Segmenter(encoder, job.modalities.index(modality), job.preparation.spacing_mm, structures)
+
+
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
     """Convolution, instance norm and activation; an instance norm has no memory of other patients."""
     return nn.Sequential(
@@ -216,12 +226,8 @@ def labelled_crop(
         centre = places[rng.integers(len(places))]
     size, extent = np.asarray(sample.image.shape), np.asarray(crop)
     low = np.clip(centre - extent // 2, np.minimum(0, size - extent), np.maximum(size - extent, 0))
-    image, labels = np.zeros(crop, dtype=np.float32), np.zeros(crop, dtype=np.int64)
-    shared = overlap(low.tolist(), crop, (0, 0, 0), sample.image.shape)
-    if shared is not None:
-        here, there = shared
-        image[here], labels[here] = sample.image[there], sample.labels[there]
-    return image, labels
+    image, labels = (cut(values, (0, 0, 0), low.tolist(), crop) for values in (sample.image, sample.labels))
+    return image, labels.astype(np.int64)
 
 
 @torch.no_grad()

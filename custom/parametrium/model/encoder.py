@@ -190,12 +190,8 @@ class Encoder(nn.Module):
                 found[passed] = x[:, self.extras :] if windows is None else windows.restore(x[:, self.extras :])
         return [found[passed] for passed in after]
 
-    def attention_maps(self, tokens: Tensor, windows: Windows | None = None) -> list[AttentionMap]:
-        """What every block looks at, from the first to the last; for monitors, without gradient."""
-        return self.watched(tokens, windows)[1]
-
     def watched(self, tokens: Tensor, windows: Windows | None = None) -> tuple[Encoded, list[AttentionMap]]:
-        """What ``forward`` gives and what ``attention_maps`` does, in one pass; without gradient."""
+        """What ``forward`` gives, and what every block looked at, from the first to the last; without gradient."""
         maps = []
         with torch.no_grad():
             x = self._arranged(tokens, windows)

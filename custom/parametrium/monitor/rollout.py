@@ -56,7 +56,7 @@ def rollout(
     """Follows the attention from the last block back to the first.
 
     Args:
-        maps: of all blocks, from the first to the last, as ``Encoder.attention_maps`` gives them.
+        maps: of all blocks, from the first to the last, as ``Encoder.watched`` gives them.
         windows: the layout that the maps were made with.
         extras: X; the class token is the first.
         tokens: K.

@@ -53,6 +53,11 @@ def projection_head(width: int) -> nn.Sequential:
     )
 
 
+def unit_vectors(head: nn.Module, features: Tensor) -> Tensor:
+    """[P, Z] what a head makes of features [P, ...], at unit length and in float32: their products are cosines."""
+    return F.normalize(head(features).float(), dim=-1, eps=1e-6)
+
+
 class SoftContrastive(Objective):
     """Two views of every patient attract each other; the other patients are held off less, the more alike they are."""
 
@@ -82,7 +87,7 @@ class SoftContrastive(Objective):
 
     def project(self, standardised: Tensor) -> Tensor:
         """[P, Z] unit vectors in which patients are compared, from standardised views [P, 2 C] of one modality."""
-        return F.normalize(self.projector(standardised).float(), dim=-1, eps=1e-6)
+        return unit_vectors(self.projector, standardised)
 
     def loss(self, cosines: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
         """The loss in the form of the job, and its chance level: that of scores which tell no patient from another.

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from parametrium.clinical.similarity import gower
 from parametrium.config import JobConfig, ModalityContrastiveConfig
@@ -22,6 +21,7 @@ from parametrium.objectives.contrast_loss import softmax_contrast
 from parametrium.objectives.contrastive import (
     projection_head,
     standardise_views,
+    unit_vectors,
 )
 from parametrium.objectives.filling import crop_positions, embed_patches, encode_filled, template_patches
 from parametrium.objectives.objective import Objective, Outcome, count
@@ -93,7 +93,7 @@ class ModalityContrastive(Objective):
 
     def project(self, pooled: Tensor) -> Tensor:
         """[P, Z] unit vectors from the pooled views [P, 2 C] of one kind."""
-        return F.normalize(self.projector(standardise_views(pooled)).float(), dim=-1, eps=1e-6)
+        return unit_vectors(self.projector, standardise_views(pooled))
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """KL to the targets, both directions; ``chance`` is the loss of an embedding that tells no patients apart."""

@@ -7,7 +7,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from parametrium.clinical.similarity import gower
 from parametrium.config import JobConfig, TextContrastiveConfig
@@ -17,7 +16,7 @@ from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import patch_grid
 from parametrium.model.presets import Architecture
 from parametrium.objectives.contrast_loss import softmax_contrast
-from parametrium.objectives.contrastive import PROJECTION, projection_head, standardise_views
+from parametrium.objectives.contrastive import PROJECTION, projection_head, standardise_views, unit_vectors
 from parametrium.objectives.objective import Objective, Outcome, count
 
 VIEWS = 2
@@ -43,11 +42,11 @@ class TextContrastive(Objective):
 
     def project_text(self, text: Tensor) -> Tensor:
         """[P, D] unit vectors of texts -> [P, Z] unit vectors; what all texts share is taken out first."""
-        return F.normalize(self.text_projector(text - text.mean(0, keepdim=True)).float(), dim=-1, eps=1e-6)
+        return unit_vectors(self.text_projector, text - text.mean(0, keepdim=True))
 
     def project(self, view: Tensor) -> Tensor:
         """[P, 2 C] pooled tokens of one view -> [P, Z] unit vectors."""
-        return F.normalize(self.projector(standardise_views(view)).float(), dim=-1, eps=1e-6)
+        return unit_vectors(self.projector, standardise_views(view))
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """Symmetric softmax over the patients of the batch that have a text; None for fewer than two."""

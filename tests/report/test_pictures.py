@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,31 @@ from parametrium.data.cache import PreparedPatient
 from parametrium.objectives.registry import build_model, initial_tensors
 from parametrium.objectives.target import standardise
 from parametrium.report import pictures, reconstructions
+from parametrium.report.compared_patients import order
 from parametrium.report.embedding import Point, components, load_points
 from parametrium.report.pictures import ABOUT, draw_pictures
 from parametrium.report.planes import ACROSS, Item, Panel, draw_items, filled, frame_of, plane_of
 from parametrium.report.reconstructions import restored
-from parametrium.report.scene import central_corner
+from parametrium.report.scene import Scene, central_corner
+from parametrium.report.views import filled_in, same_pair
 from parametrium.site.trainer import SiteTrainer
 
 MakeJob = Callable[..., JobConfig]
 FOUR = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive", "box_localisation"]
 SETS = [["CT", "T1"], ["CT"], ["T1", "PET"], ["CT", "T1"]]
+ALL = [
+    *({"kind": kind} for kind in FOUR),
+    *({"kind": kind} for kind in ("template_reconstruction", "modality_contrastive", "global_local")),
+    {"kind": "latent_prediction"},
+    {"kind": "text_contrastive", "channels": 8},
+]
+
+
+def told(patients: Sequence[PreparedPatient]) -> list[PreparedPatient]:
+    """The patients with a text each."""
+    rng = np.random.default_rng(0)
+    texts = rng.normal(size=(len(patients), 8)).astype(np.float32)
+    return [replace(p, text=t / np.linalg.norm(t)) for p, t in zip(patients, texts, strict=True)]
 
 
 def job(make_job: MakeJob, kinds: Sequence[str] = FOUR, **changes: Any) -> JobConfig:
@@ -47,7 +63,10 @@ def is_drawn(path: Path) -> bool:
 
 
 def test_every_picture_is_drawn(make_job: MakeJob, tmp_path: Path) -> None:
-    drawn = draw(make_job, tmp_path / "p", memory_patients(SETS), kinds=[*FOUR, "template_reconstruction"])
+    wanted = make_job(objectives=ALL, evaluation={"crops": 2})
+    model = build_model(wanted)
+    model.objective("latent_prediction").begin_round(model.encoder, 0)  # from then on there is a teacher
+    drawn = draw_pictures(model, told(memory_patients(SETS)), wanted, "alpha", tmp_path / "p")
     assert drawn == list(ABOUT)
     names = sorted(path.name for path in (tmp_path / "p").iterdir())
     assert names == sorted([*(f"{name}.png" for name in ABOUT), "embeddings.json"])
@@ -70,10 +89,12 @@ def test_what_a_site_cannot_show_is_left_out(make_job: MakeJob, tmp_path: Path) 
     assert draw(make_job, tmp_path / "b", []) == []
     unregistered = [memory_patient("p", [memory_volume("CT", frame="a"), memory_volume("T1", frame="b")])]
     assert "cross_modal_reconstruction" not in draw(make_job, tmp_path / "c", unregistered)
-    assert draw(make_job, tmp_path / "d", memory_patients(SETS), kinds=["soft_contrastive"]) == [
-        "attention_rollout",
-        "embeddings",
-    ]
+    compared = ["attention_rollout", "soft_contrastive", "embeddings"]
+    assert draw(make_job, tmp_path / "d", memory_patients(SETS), kinds=["soft_contrastive"]) == compared
+    alone = memory_patients([["CT"], ["T1"], ["CT", "PET"]])  # no two patients have the same two modalities
+    kinds = ["soft_contrastive", "global_local", "latent_prediction", "modality_contrastive", "template_reconstruction"]
+    kept = ["global_local", "templates", "attention_rollout", "embeddings"]
+    assert draw(make_job, tmp_path / "e", alone, kinds=kinds) == kept, "and there is no teacher before a round"
 
 
 def test_drawing_leaves_no_trace(make_job: MakeJob, tmp_path: Path) -> None:
@@ -109,7 +130,7 @@ def test_a_picture_that_fails_does_not_fail_the_run(
     for module, name in ((pictures, "central_corner"), (pictures, "edge_corner"), (reconstructions, "central_corner")):
         monkeypatch.setattr(module, name, broken)
     with caplog.at_level(logging.WARNING):
-        assert draw(make_job, tmp_path / "p", memory_patients(SETS)) == ["embeddings"]
+        assert draw(make_job, tmp_path / "p", memory_patients(SETS)) == ["soft_contrastive", "embeddings"]
     assert len(caplog.records) == 4
     assert "the picture masked_reconstruction was not drawn: PM901" in caplog.text
     assert "secret" not in caplog.text
@@ -263,6 +284,35 @@ def test_components_do_not_show_what_a_modality_looks_like() -> None:
         assert np.allclose(own.mean(0), 0, atol=1e-8)
     firsts = np.array([p.vector[0] - (100 if p.modality == "CT" else 0) for p in points])
     assert abs(np.corrcoef(firsts, positions[:, 0])[0, 1]) > 0.95
+
+
+def test_cosines_and_similarity_are_ranked_over_pairs_of_different_patients() -> None:
+    similarity = np.array([[1, 0.1, 0.2], [0.3, 1, 0.4], [0.5, 0.6, 1]], dtype=np.float32)
+    cosines = 2 * similarity - 1
+    np.fill_diagonal(cosines, -5)  # a patient with herself does not count
+    assert order(cosines, similarity) == pytest.approx(1)
+    assert order(-cosines, similarity) == pytest.approx(-1)
+    assert order(np.ones((3, 3), dtype=np.float32), similarity) == 0
+
+
+def test_masked_patches_show_what_they_are_filled_with(make_job: MakeJob) -> None:
+    wanted = job(make_job)
+    scene = Scene(build_model(wanted), wanted, "alpha", [])
+    image, fill = torch.zeros(16, 16, 16), torch.ones(16, 16, 16)
+    masked = torch.tensor([0, 5, 63])
+    found = filled_in(scene, image, fill, masked)
+    for d, h, w in np.ndindex(4, 4, 4):
+        cube = found[4 * d : 4 * d + 4, 4 * h : 4 * h + 4, 4 * w : 4 * w + 4]
+        assert np.all(cube == (16 * d + 4 * h + w in masked.tolist()))
+
+
+def test_views_are_compared_of_the_pair_that_most_patients_have_registered(make_job: MakeJob) -> None:
+    wanted = job(make_job)
+    patients = memory_patients([["CT", "PET"], ["T1", "CT"], ["CT", "T1"], ["CT"]])
+    patients.append(memory_patient("moved", [memory_volume("CT", frame="a"), memory_volume("T1", frame="b")]))
+    chosen = same_pair(Scene(build_model(wanted), wanted, "alpha", patients))
+    assert [number for number, _, _ in chosen] == [1, 2]
+    assert {(first.modality, second.modality) for _, first, second in chosen} in ({("T1", "CT")}, {("CT", "T1")})
 
 
 @pytest.mark.parametrize(

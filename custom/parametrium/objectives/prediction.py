@@ -100,6 +100,22 @@ class LatentPrediction(Objective):
         features = self.teacher.patches(images, modality, self.spacing_mm).float()
         return F.layer_norm(features, features.shape[-1:])
 
+    def predict(self, encoder: Encoder, images: Tensor, modality: Tensor, context: Tensor, blocks: Tensor) -> Tensor:
+        """[B, N V, C] guessed features of the blocks' patches.
+
+        Args:
+            encoder: the shared encoder.
+            images: [B, D, H, W].
+            modality: [B].
+            context: [B, K] patch indices of what the encoder sees, on the CPU.
+            blocks: [B, N, V] likewise of the blocks.
+        """
+        positions = crop_positions(images, encoder.shape.patch, self.spacing_mm)
+        encoded = encoder.encode(images, modality, self.spacing_mm, context).patches
+        asked, seen = (positions[index.to(images.device)] for index in (blocks, context))
+        guessed: Tensor = self.predictor(encoded, seen, asked)
+        return guessed.flatten(1, 2)
+
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """Mean over hidden patches in the body.
 
@@ -123,12 +139,10 @@ class LatentPrediction(Objective):
             return None
         context, hidden, blocks = (index[rows.cpu()] for index in (masks.context, hidden, masks.blocks))
         images, modality = batch.images[rows], batch.modality[rows]
-        positions = crop_positions(images, patch, self.spacing_mm)
-        encoded = encoder.encode(images, modality, self.spacing_mm, context).patches
-        predicted = self.predictor(encoded, positions[context.to(device)], positions[blocks.to(device)])
+        predicted = self.predict(encoder, images, modality, context, blocks)
         features = self.targets(images, modality)
         true = gather(features, hidden.to(device))[counts[rows]]
-        loss = F.smooth_l1_loss(predicted.flatten(1, 2)[counts[rows]].float(), true)
+        loss = F.smooth_l1_loss(predicted[counts[rows]].float(), true)
         scalars = {"chance": float(F.smooth_l1_loss(true.mean(0).expand_as(true), true))}
         if len(features) > 1:
             scalars["spread"] = float(features.std(0).mean())

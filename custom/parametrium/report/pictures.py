@@ -19,10 +19,10 @@ from matplotlib.image import imread
 from parametrium.config import JobConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.errors import public_text
-from parametrium.evaluation.features import encoder_features, patient_features
 from parametrium.objectives.boxes import as_fractions, iou
 from parametrium.objectives.localisation import BoxLocalisation
 from parametrium.objectives.registry import PretrainingModel
+from parametrium.report.compared_patients import draw_contrast, draw_text_contrast
 from parametrium.report.embedding import draw_map, save_points
 from parametrium.report.learned_templates import draw_templates
 from parametrium.report.planes import Image, Item, Panel, draw_items, filled, frame_of
@@ -37,6 +37,7 @@ from parametrium.report.rollouts import (
     shown_rounds,
 )
 from parametrium.report.scene import (
+    MAPPED,
     PAIRS,
     SHOWN,
     Scene,
@@ -46,14 +47,12 @@ from parametrium.report.scene import (
     registered_pairs,
     window_of,
 )
+from parametrium.report.views import draw_latent, draw_modality_contrast, draw_small_crops
 
 log = logging.getLogger(__name__)
 
 ROLLOUTS = "rollouts"
 """Folder of the rollouts of all measured rounds, beside the pictures."""
-
-MAPPED = 32
-"""Patients on the map of features, and in the mean beside the templates."""
 
 ABOUT = {
     "masked_reconstruction": (
@@ -72,6 +71,22 @@ ABOUT = {
         "The model is given the box as another modality shows it, and says where in the first modality it lies. Planes "
         "through the middle of the true box; frames are the true and the found one.",
     ),
+    "modality_contrastive": (
+        "Modality-aware contrast",
+        "One crop, filled once from another modality and once from its modality's template, and each masked by itself. "
+        "Above, the cosine of the two views, and the mean cosine with the second views of the other patients.",
+    ),
+    "global_local": (
+        "Global and local views",
+        "A small crop in its place, in its large crop, and the patient's other large crop. Above, the squared distance "
+        "of the small crop's projection to the mean of its patient's large crops, and to those of the other patients.",
+    ),
+    "latent_prediction": (
+        "Latent prediction",
+        "The encoder sees the patches that are not grey; a predictor says what the slow teacher, who sees all, makes "
+        "of the hidden blocks. Bright patches are those that it guesses badly; above, the mean error, and that of the "
+        "same answer to everything.",
+    ),
     "templates": (
         "Templates",
         "Middle planes of each modality's learned template in the box of the body, as it was at some rounds and as it "
@@ -84,6 +99,16 @@ ABOUT = {
         "the edge of the body, interpolated from patches to voxels. Coloured is what gets more than even attention. "
         "Above each picture, the share of the attention outside the body; even attention would give the share in "
         "brackets. It shows where information comes from, not what a decision would rest on.",
+    ),
+    "soft_contrastive": (
+        "Contrast between modalities",
+        "Cosines between two modalities of held-out patients, where the model compares them: the diagonal is a patient "
+        "with herself. Beside it, how alike the patients are clinically, by the job's variables.",
+    ),
+    "text_contrastive": (
+        "Contrast with texts",
+        "Cosines between a modality and the texts of held-out patients: the diagonal is a patient with her own text. "
+        "Beside it, how alike the patients are clinically.",
     ),
     "embeddings": (
         "Map of features",
@@ -121,8 +146,13 @@ def draw_pictures(
         "masked_reconstruction": draw_masked,
         "cross_modal_reconstruction": draw_cross_modal,
         "box_localisation": _box_localisation,
+        "modality_contrastive": draw_modality_contrast,
+        "global_local": draw_small_crops,
+        "latent_prediction": draw_latent,
         "templates": _templates,
         "attention_rollout": _attention_rollout,
+        "soft_contrastive": draw_contrast,
+        "text_contrastive": draw_text_contrast,
         "embeddings": _embeddings,
     }
     scene = Scene(model, job, site, held_out[: job.evaluation.patients], rounds)
@@ -242,11 +272,9 @@ def rollouts_of(scene: Scene) -> dict[str, Overlay]:
 
 
 def _embeddings(scene: Scene, path: Path) -> bool:
-    extractor = {"model": encoder_features(scene.model, scene.job)}
-    features = patient_features(scene.patients[:MAPPED], extractor, scene.job, scene.site, "map")["model"]
-    if not features:
+    if not scene.features:
         return False
-    points = save_points(path.with_suffix(".json"), features, scene.site)
+    points = save_points(path.with_suffix(".json"), scene.features, scene.site)
     if len(points) < 2:
         return False
     draw_map(path, points, ("patient",))

@@ -5,6 +5,7 @@ D H W voxels of a crop, K visible and Q masked patches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from parametrium.data.batch import Batch
 from parametrium.data.cache import PreparedPatient, PreparedVolume
 from parametrium.data.crops import Corner, Crop
 from parametrium.data.loader import read_batch
+from parametrium.evaluation.features import Features, encoder_features, patient_features
 from parametrium.model.masking import draw_mask
 from parametrium.objectives.registry import PretrainingModel
 from parametrium.report.planes import Image, Item, draw_items
@@ -26,6 +28,9 @@ SHOWN = 2
 
 PAIRS = 6
 """Ordered pairs of modalities that are shown."""
+
+MAPPED = 32
+"""Patients whose features are compared, and in the mean beside the templates."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,12 @@ class Scene:
     patients: Sequence[PreparedPatient]
     rounds: int = 0
 
+    @cached_property
+    def features(self) -> Features:
+        """Pooled features of the first ``MAPPED`` patients, for all pictures that compare them."""
+        extractor = {"model": encoder_features(self.model, self.job)}
+        return patient_features(self.patients[:MAPPED], extractor, self.job, self.site, "map")["model"]
+
     @property
     def patch(self) -> int:
         """Edge of a patch, voxels."""
@@ -49,10 +60,11 @@ class Scene:
         d, h, w = self.job.crop
         return (d // self.patch, h // self.patch, w // self.patch)
 
-    def batch(self, volumes: Sequence[PreparedVolume], corner: Corner) -> Batch:
-        """One crop of each volume at one place, on the model's device."""
+    def batch(self, volumes: Sequence[PreparedVolume], *corners: Corner) -> Batch:
+        """One crop of each volume, on the model's device: all at one place, or each at its own."""
         nothing = np.zeros((1, len(self.job.clinical)), dtype=np.float32)
-        crops = [Crop(volume, 0, 0, corner) for volume in volumes]
+        places = corners * len(volumes) if len(corners) == 1 else corners
+        crops = [Crop(volume, 0, 0, corner) for volume, corner in zip(volumes, places, strict=True)]
         return read_batch(crops, self.job, (nothing, nothing > 0)).to(next(self.model.parameters()).device)
 
     def mask(self, ratio: float) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,12 @@
 
 Draws a phantom cohort a seed, pretrains on all but the test patients without labels, then, with few labelled patients:
 segments organs and tumour by fine-tuning (pretrained, the same network from scratch, a small CNN; the same crops, steps
-and patients for all; and the CNN once more with ten times the labels: how much labels can add at all); finds the same
-structures from frozen tokens by one ridge regression (pretrained, untrained, the patches' own voxels); and probes the
-tumour's clinical variables on frozen features (pretrained, untrained, coarse voxels, body mask). Prints means over
-seeds with their range, and the paired differences to the rivals with a t interval of 95 %. Cohorts and models are
-written below ``--out``; what is there is not made again.
+and patients for all); finds the same structures from frozen tokens by one ridge regression (pretrained, untrained, the
+patches' own voxels; and what the CNN says of each patch); and probes the tumour's clinical variables on frozen features
+(pretrained, untrained, coarse voxels, body mask). Two more arms tell what a failure means: the CNN with ten times the
+labels, how much labels can add at all; and an encoder that was told all masks (``told.py``), how much pretraining could
+give. Prints means over seeds with their range, and the paired differences to the rivals with a t interval of 95 %.
+Cohorts and models are written below ``--out``; what is there is not made again.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import stats
-from sklearn.metrics import average_precision_score
+from token_probe import Scores, crops_of, token_probe
+from told import told
+from torch import nn
 
 from parametrium.cohort.manifest import read_cohort
 from parametrium.cohort.phantom import write_phantom
@@ -43,13 +46,10 @@ from parametrium.evaluation.segmentation import (
     Labelled,
     dice_scores,
     fine_tune,
-    labelled_crop,
     labelled_volumes,
     segmenter_of,
     small_cnn,
 )
-from parametrium.model.encoder import Encoder
-from parametrium.model.patch_embed import patchify
 from parametrium.objectives.registry import PretrainingModel, build_model
 from parametrium.objectives.schedule import CropPlan
 from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
@@ -57,11 +57,9 @@ from parametrium.training.round import tensors_of
 from parametrium.training.step import new_state, train_step
 
 STRUCTURES = ("bladder", "rectum", "uterus", "tumour")
+CNN = "cnn"
 MORE_LABELS = "cnn, ten times the labels"
 VARIABLES = ("tumour_volume", "figo_stage")
-
-Scores = dict[str, dict[str, float]]
-"""Arm to measure to score."""
 
 
 def cohort_of(folder: Path, job: JobConfig, patients: int, seed: int, jobs: int) -> tuple[PreparedPatient, ...]:
@@ -89,86 +87,41 @@ def pretrained(folder: Path, job: JobConfig, patients: Sequence[PreparedPatient]
 
 
 def segmentation(
-    model: PretrainingModel,
+    starts: Mapping[str, PretrainingModel | None],
     job: JobConfig,
-    training: Sequence[PreparedPatient],
-    test: Sequence[PreparedPatient],
+    labelled: Mapping[str, Sequence[Labelled]],
+    test: Sequence[Labelled],
     arguments: argparse.Namespace,
-    how: FineTuning,
-) -> Scores:
-    """Mean Dice of each structure on the test patients, for each arm."""
-    spacing, seed = job.preparation.spacing_mm, job.seed
-    many = training[: 10 * arguments.labelled]
-    more, held_out = (labelled_volumes(group, arguments.modality, STRUCTURES, spacing) for group in (many, test))
-    train = more[: arguments.labelled]
-    results: Scores = {}
-    for arm in ("pretrained", "scratch", "cnn", MORE_LABELS):
-        torch.manual_seed(seed)  # the decoder begins alike
-        if arm in ("cnn", MORE_LABELS):
-            network: torch.nn.Module = small_cnn(len(STRUCTURES))
-        else:
-            start = model if arm == "pretrained" else None
-            network = segmenter_of(job, arguments.modality, len(STRUCTURES), start)
-        fine_tune(network, more if arm == MORE_LABELS else train, how, seed)
-        dice = dice_scores(network, held_out, STRUCTURES, how.crop)
-        results[arm] = {name: statistics.mean(scores) for name, scores in dice.items()}
-        results[arm]["mean"] = statistics.mean(results[arm].values())
-    return results
+) -> tuple[Scores, dict[str, nn.Module]]:
+    """Mean Dice of each structure on the test patients for each arm, and the networks that reached it.
 
-
-def token_probe(
-    model: PretrainingModel,
-    job: JobConfig,
-    training: Sequence[PreparedPatient],
-    test: Sequence[PreparedPatient],
-    arguments: argparse.Namespace,
-) -> Scores:
-    """Average precision of patches that are mostly one structure, ranked by a ridge regression on frozen tokens."""
-    spacing, index = job.preparation.spacing_mm, job.modalities.index(arguments.modality)
-    seen, unseen = (
-        crops_of(labelled_volumes(group, arguments.modality, STRUCTURES, spacing), job, each, job.seed)
-        for group, each in ((training[: arguments.labelled], 16), (test, 8))
+    Args:
+        starts: where the encoder begins, by arm; None: fresh.
+        job: crop, seed.
+        labelled: samples with masks by the CNN's arm; the other arms have those of ``CNN``.
+        test: samples nobody trained on.
+        arguments: steps, rates, modality.
+    """
+    how = FineTuning(
+        crop=job.crop,
+        steps=arguments.steps,
+        encoder_rate=arguments.encoder_rate,
+        decoder_first=arguments.decoder_first,
     )
     results: Scores = {}
-    for name, found in (
-        ("pretrained", model.encoder),
-        ("untrained", build_model(job).encoder.eval()),
-        ("voxels", None),
-    ):
-        known, asked = (tokens_of(found, images, index, job) for images, _ in (seen, unseen))
-        mean, deviation = known.mean(0), known.std(0) + 1e-3
-        known, asked = (known - mean) / deviation, (asked - mean) / deviation
-        gram = known.T @ known / len(known) + 0.03 * torch.eye(known.shape[1])
-        weights = torch.linalg.solve(gram, known.T @ (seen[1] - seen[1].mean(0)) / len(known))
-        ranked, true = (asked @ weights).numpy(), (unseen[1] > 0.5).numpy()
-        results[name] = {
-            structure: float(average_precision_score(true[:, n], ranked[:, n]))
-            for n, structure in enumerate(STRUCTURES)
-        }
-        results[name]["mean"] = statistics.mean(results[name].values())
-    return results
-
-
-def crops_of(samples: Sequence[Labelled], job: JobConfig, each: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crops [N, D, H, W], and the share of every patch [N L, S] that is of each structure."""
-    rng = np.random.default_rng(seed)
-    drawn = [labelled_crop(rng, sample, job.crop) for sample in samples for _ in range(each)]
-    images, labels = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
-    patches = patchify(labels.float(), job.model.patch).flatten(0, 1)
-    return images, torch.stack([(patches == n + 1).float().mean(-1) for n in range(len(STRUCTURES))], dim=-1)
-
-
-@torch.no_grad()
-def tokens_of(encoder: Encoder | None, images: torch.Tensor, modality: int, job: JobConfig) -> torch.Tensor:
-    """[N L, ...] tokens before, amid and after the blocks, side by side; the patches' voxels without an encoder."""
-    if encoder is None:
-        return patchify(images, job.model.patch).flatten(0, 1)
-    depth, parts = encoder.shape.depth, []
-    for few in images.split(8):
-        kind = torch.full((len(few),), modality)
-        tokens, windows = encoder.tokens(few, kind, job.preparation.spacing_mm)
-        parts.append(torch.cat(encoder.intermediate(tokens, windows, (0, depth // 2, depth)), dim=-1).flatten(0, 1))
-    return torch.cat(parts)
+    networks: dict[str, nn.Module] = {}
+    for arm in (*starts, *labelled):
+        torch.manual_seed(job.seed)  # decoders begin alike
+        if arm in labelled:
+            networks[arm] = small_cnn(len(STRUCTURES))
+        else:
+            networks[arm] = segmenter_of(job, arguments.modality, len(STRUCTURES), starts[arm])
+        fine_tune(networks[arm], labelled.get(arm, labelled[CNN]), how, job.seed)
+        dice = dice_scores(networks[arm], test, STRUCTURES, how.crop)
+        results[arm] = {name: statistics.mean(scores) for name, scores in dice.items()}
+        results[arm]["mean"] = statistics.mean(results[arm].values())
+        print(f"  {arm}: Dice {results[arm]['mean']:.3f}", flush=True)
+    return results, networks
 
 
 def probing(
@@ -199,19 +152,29 @@ def one_seed(out: Path, arguments: argparse.Namespace, seed: int) -> dict[str, S
     folder.mkdir(parents=True, exist_ok=True)
     job = load_job(arguments.job).model_copy(update={"seed": seed})
     patients = cohort_of(folder, job, arguments.patients, seed, arguments.jobs)
-    test, training = patients[: arguments.test], patients[arguments.test :]
-    print(f"seed {seed}: {len(training)} patients without labels, {len(test)} to test", flush=True)
-    model = pretrained(folder, job, training)
-    how = FineTuning(
-        crop=job.crop,
-        steps=arguments.steps,
-        encoder_rate=arguments.encoder_rate,
-        decoder_first=arguments.decoder_first,
+    unseen, training = patients[: arguments.test], patients[arguments.test :]
+    print(f"seed {seed}: {len(training)} patients without labels, {len(unseen)} to test", flush=True)
+    test, drawn = (
+        labelled_volumes(group, arguments.modality, STRUCTURES, job.preparation.spacing_mm)
+        for group in (unseen, training)
     )
+    few, index = drawn[: arguments.labelled], job.modalities.index(arguments.modality)
+    starts = {
+        "pretrained": pretrained(folder, job, training),
+        "told": told(folder / "told", job, index, drawn, len(STRUCTURES)),
+        "scratch": None,
+    }
+    labelled = {CNN: few, MORE_LABELS: drawn[: 10 * arguments.labelled]}
+    dice, networks = segmentation(starts, job, labelled, test, arguments)
+    frozen = {"pretrained": starts["pretrained"], "told": starts["told"], "untrained": build_model(job).eval()}
+    encoders = {name: model.encoder for name, model in frozen.items() if model is not None}
+    rng = np.random.default_rng(seed)
+    crops = tuple(crops_of(rng, group, job, each, len(STRUCTURES)) for group, each in ((few, 16), (test, 8)))
+    segmenters = {arm: networks[arm] for arm in labelled}
     return {
-        "segmentation": segmentation(model, job, training, test, arguments, how),
-        "tokens": token_probe(model, job, training, test, arguments),
-        "probe": probing(model, job, training[: arguments.probed], test),
+        "segmentation": dice,
+        "tokens": token_probe({**encoders, "voxels": None}, segmenters, (crops[0], crops[1]), index, job, STRUCTURES),
+        "probe": probing(starts["pretrained"], job, training[: arguments.probed], unseen),
     }
 
 
@@ -256,8 +219,8 @@ def main() -> None:
     for seed in arguments.seeds:
         results.append(one_seed(arguments.out, arguments, seed))
         (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
-    table("Dice", [result["segmentation"] for result in results], ("scratch", "cnn"))
-    table("frozen tokens, average precision", [result["tokens"] for result in results], ("untrained", "voxels"))
+    table("Dice", [result["segmentation"] for result in results], ("scratch", CNN))
+    table("frozen tokens, average precision", [result["tokens"] for result in results], ("untrained", "voxels", CNN))
     table("Spearman", [result["probe"] for result in results], ("untrained", "voxels"))
 
 

@@ -39,8 +39,8 @@ def crops_of(
 def layers_of(encoder: Encoder, images: Tensor, modality: int, job: JobConfig) -> Tensor:
     """[N, L, 3 C] tokens before, amid and after the blocks, side by side."""
     kind, depth = torch.full((len(images),), modality), encoder.shape.depth
-    tokens, windows = encoder.tokens(images, kind, job.preparation.spacing_mm)
-    return torch.cat(encoder.intermediate(tokens, windows, (0, depth // 2, depth)), dim=-1)
+    begin = encoder.tokens(images, kind, job.preparation.spacing_mm)
+    return torch.cat(encoder.intermediate(begin, (0, depth // 2, depth)), dim=-1)
 
 
 def token_probe(

@@ -153,7 +153,7 @@ def test_dice_against_counting() -> None:
 def test_intermediate_layers_are_those_of_the_forward_pass() -> None:
     network = segmenter()
     encoder = network.encoder.eval()
-    tokens, windows = encoder.tokens(torch.randn(1, 20, 8, 8), torch.tensor([0]), MM)
-    first, last = encoder.intermediate(tokens, windows, (0, 2))
-    assert torch.equal(first, tokens)
-    assert torch.allclose(encoder.norm(last), encoder(tokens, windows).patches, atol=1e-6)
+    begin = encoder.tokens(torch.randn(1, 20, 8, 8), torch.tensor([0]), MM)
+    first, last = encoder.intermediate(begin, (0, 2))
+    assert torch.equal(first, begin.tokens)
+    assert torch.allclose(encoder.norm(last), encoder(*begin).patches, atol=1e-6)

@@ -63,7 +63,7 @@ def test_attention_weights_reproduce_attention() -> None:
     x = torch.randn(2, 7, 24)
     weights = attention.weights(x)
     assert torch.allclose(weights.sum(-1), torch.ones(2, 1, 7), atol=1e-6)
-    _, _, v = attention._split(x, None)
+    _, _, v = attention._split(x, None, None)
     by_hand = attention.project((weights @ v).transpose(1, 2).flatten(2))
     assert torch.allclose(by_hand, attention(x), atol=1e-5)
 

@@ -168,9 +168,9 @@ def test_the_map_lies_where_the_patches_lie() -> None:
     grid = (8, 4, 6)
     encoder = encoder_of().float()
     volume = torch.randn(1, 16, 8, 12)
-    tokens, windows = encoder.tokens(volume, torch.tensor([0]), MM)
+    tokens, windows, centres = encoder.tokens(volume, torch.tensor([0]), MM)
     assert windows is not None
-    maps = encoder.watched(tokens, windows)[1]
+    maps = encoder.watched(tokens, windows, centres)[1]
     target = (6 * 4 + 1) * 6 + 5
     slot = EXTRAS + int(windows.slot[0, target])
     for block in maps:

@@ -92,6 +92,9 @@ class ModelConfig(Strict):
     """Channels of the reconstruction decoders; None keeps the preset's."""
     decoder_depth: Count | None = None
     """Blocks of the reconstruction decoders; None keeps the preset's."""
+    reach_mm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 16.0
+    """How far the encoder's first attention head looks; each further head looks twice as far. None: heads know nothing
+    of distance, as those of weights from elsewhere."""
     template: Extent = (24, 24, 24)
     """Voxels of each modality's template along right, anterior, superior, over the box of the body; templates are made
     where an objective fills from them."""

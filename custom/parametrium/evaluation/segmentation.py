@@ -144,8 +144,7 @@ class Segmenter(nn.Module):
     def _known(self, volumes: Tensor) -> Tensor:
         """[B, 3 C, d, h, w] the encoder's tokens of three depths."""
         modality = torch.full((len(volumes),), self.modality, device=volumes.device)
-        tokens, windows = self.encoder.tokens(volumes, modality, self.spacing_mm)
-        layers = self.encoder.intermediate(tokens, windows, self.after)
+        layers = self.encoder.intermediate(self.encoder.tokens(volumes, modality, self.spacing_mm), self.after)
         joined = torch.cat([F.layer_norm(layer, layer.shape[-1:]) for layer in layers], dim=-1)
         return joined.transpose(1, 2).reshape(len(volumes), -1, *patch_grid(volumes, self.encoder.shape.patch))
 

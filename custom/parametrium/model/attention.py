@@ -4,6 +4,8 @@ B rows, L tokens, K context tokens, C channels, N heads, D = C / N channels of a
 extra tokens (class token and registers), which stand before the patches.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,27 +22,83 @@ class HeadNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
+_CHANNELS = 8
+"""That say how near two tokens are; seven are used, and eight keep the widths that fast kernels want."""
+
+
+class Nearness(NamedTuple):
+    """Channels beside those of queries and keys, whose product is how near two tokens are.
+
+    Attributes:
+        query: [B, N, L, 8].
+        key: [B, N, L, 8].
+    """
+
+    query: Tensor
+    key: Tensor
+
+
+def nearness(centres_mm: Tensor, extras: int, heads: int, reach_mm: float) -> Nearness:
+    """Adds -d^2 / (2 r^2) to the scores of tokens d apart, with r of the first head, doubled from head to head.
+
+    Without it a fresh encoder must find out that near patches belong together, which takes it thousands of steps
+    (docs/transfer.md). A Gaussian, because -|p - q|^2 = 2 p q - |p|^2 - |q|^2 is a product of channels: the scores
+    themselves are never held in memory, and fused kernels do the work. Extras are near to everything.
+
+    Args:
+        centres_mm: [B, L - X, 3] of the patches, or of slots.
+        extras: X tokens before them.
+        heads: N.
+        reach_mm: r of the first head.
+    """
+    # Rounded first, and squares in two parts, so that the sum is the same in bf16; slopes are powers of two.
+    place = (centres_mm / reach_mm).bfloat16().float()
+    square = place.square().sum(-1, keepdim=True)
+    rough = square.bfloat16().float()
+    fine, one = square - rough, torch.ones_like(square)
+    key = torch.cat([place, one, one, rough, fine, 0 * one], dim=-1)
+    query = torch.cat([2 * place, -rough, -fine, -one, -one, 0 * one], dim=-1)
+    slopes = 0.5 * 4.0 ** -torch.arange(heads, device=place.device)[:, None, None]
+    shown = F.pad(key, (0, 0, extras, 0))[:, None].expand(-1, heads, -1, -1)
+    return Nearness(F.pad(query, (0, 0, extras, 0))[:, None] * slopes, shown)
+
+
 class Attention(nn.Module):
     """Multi-head attention of tokens to a context (to themselves when none is given), over all tokens."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.head_width = width // heads
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
-        self.query_norm = HeadNorm(width // heads, eps=1e-6)
-        self.key_norm = HeadNorm(width // heads, eps=1e-6)
+        self.query_norm = HeadNorm(self.head_width, eps=1e-6)
+        self.key_norm = HeadNorm(self.head_width, eps=1e-6)
         self.project = nn.Linear(width, width)
 
-    def _split(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(self, x: Tensor, context: Tensor | None, near: Nearness | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, whose products with the keys are scores, keys and values; all as wide, with ``near`` by 8 more."""
         source = x if context is None else context
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.key_value(source).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        q, k = self.query_norm(q), self.key_norm(k.transpose(1, 2))
-        return q, k, v.transpose(1, 2)
+        q, k, v = self.query_norm(q) * self.head_width**-0.5, self.key_norm(k.transpose(1, 2)), v.transpose(1, 2)
+        if near is None:
+            return q, k, v
+        q, k = torch.cat([q, near.query.to(q.dtype)], dim=-1), torch.cat([k, near.key.to(k.dtype)], dim=-1)
+        return q, k, F.pad(v, (0, _CHANNELS))
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """[..., L, D] values by attention, without the channels that values do not have."""
+        mixed: Tensor = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
+        return mixed[..., : self.head_width]
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None, windows: Windows | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        bias: Tensor | None = None,
+        windows: Windows | None = None,
+        near: Nearness | None = None,
     ) -> Tensor:
         """[B, L, C], [B, K, C'] -> [B, L, C].
 
@@ -49,16 +107,17 @@ class Attention(nn.Module):
             context: what they look at; None: themselves.
             bias: [B, N, L, K], added to the scores.
             windows: where given, x is extras and then slots, and empty slots are not looked at.
+            near: of the tokens x, without a context.
         """
-        q, k, v = self._split(x, context)
+        q, k, v = self._split(x, context, near)
         mask = _keys(windows, x.shape[1]) if bias is None else bias.to(q.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v, mask)
+        mixed = self._mixed(q, k, v, mask)
         out: Tensor = self.project(mixed.transpose(1, 2).flatten(2))
         return out
 
-    def weights(self, x: Tensor, windows: Windows | None = None) -> Tensor:
+    def weights(self, x: Tensor, windows: Windows | None = None, near: Nearness | None = None) -> Tensor:
         """Attention probabilities [B, 1, L, L], mean over the heads, for pictures and monitors; rows sum to 1."""
-        q, k, _ = self._split(x, None)
+        q, k, _ = self._split(x, None, near)
         return _probabilities(q, k, _keys(windows, x.shape[1])).mean(1, keepdim=True)
 
 
@@ -78,13 +137,18 @@ class WindowAttention(Attention):
         self.extras = extras
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None, windows: Windows | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        bias: Tensor | None = None,
+        windows: Windows | None = None,
+        near: Nearness | None = None,
     ) -> Tensor:
         """[B, X + W * S, C] -> the same; without windows over all tokens."""
         if windows is None:
-            return super().forward(x, context, bias)
-        q, k, v = (self._into(part, windows) for part in self._split(x, None))
-        mixed = F.scaled_dot_product_attention(q, k, v, _keys_by_window(windows, self.extras))
+            return super().forward(x, context, bias, near=near)
+        q, k, v = (self._into(part, windows) for part in self._split(x, None, near))
+        mixed = self._mixed(q, k, v, _keys_by_window(windows, self.extras))
         mixed = mixed.view(-1, windows.number, *mixed.shape[1:])  # [B, W, N, X + S, D]
         share = window_shares(windows)
         patches = mixed[:, :, :, self.extras :].transpose(1, 2).flatten(2, 3)
@@ -93,11 +157,11 @@ class WindowAttention(Attention):
         out: Tensor = self.project(torch.cat([extras, patches], dim=2).transpose(1, 2).flatten(2))
         return out
 
-    def weights(self, x: Tensor, windows: Windows | None = None) -> Tensor:
+    def weights(self, x: Tensor, windows: Windows | None = None, near: Nearness | None = None) -> Tensor:
         """[B, W, X + S, X + S]: each window's own probabilities, mean over the heads."""
         if windows is None:
-            return super().weights(x)
-        q, k, _ = (self._into(part, windows) for part in self._split(x, None))
+            return super().weights(x, near=near)
+        q, k, _ = (self._into(part, windows) for part in self._split(x, None, near))
         weights = _probabilities(q, k, _keys_by_window(windows, self.extras)).mean(1)
         return weights.view(-1, windows.number, *weights.shape[1:])
 
@@ -134,7 +198,7 @@ def _keys_by_window(windows: Windows, extras: int) -> Tensor | None:
 
 
 def _probabilities(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:
-    scores: Tensor = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+    scores: Tensor = q.float() @ k.float().transpose(-1, -2)
     return (scores if keys is None else scores.masked_fill(~keys, -torch.inf)).softmax(-1)
 
 
@@ -190,10 +254,15 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None, windows: Windows | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        bias: Tensor | None = None,
+        windows: Windows | None = None,
+        near: Nearness | None = None,
     ) -> Tensor:
         """[B, L, C] -> [B, L, C]; see ``Attention.forward``."""
-        mixed = self.attention(self.attention_norm(x), context, bias, windows)
+        mixed = self.attention(self.attention_norm(x), context, bias, windows, near)
         x = x + self.drop_path(self.attention_scale(mixed))
         out: Tensor = x + self.drop_path(self.mlp_scale(self.mlp(self.mlp_norm(x))))
         return out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from parametrium.model.attention import Attention, Block, WindowAttention
+from parametrium.model.attention import Attention, Block, Nearness, WindowAttention, nearness
 from parametrium.model.modality import ByModality, Token
 from parametrium.model.patch_embed import gather, padded, patch_grid, patchify
 from parametrium.model.position import Spacing, grid_positions, position_code
@@ -47,6 +47,20 @@ class Encoded(NamedTuple):
         """
         variance = self.patches.float().var(1, unbiased=False)
         return torch.cat([self.patches.mean(1), (variance + VARIANCE_FLOOR).sqrt()], dim=-1)
+
+
+class Tokens(NamedTuple):
+    """What the blocks begin with.
+
+    Attributes:
+        tokens: [B, K, C] from ``Encoder.embed``.
+        windows: of the same patches, see ``windows_of``; None makes all of them one window.
+        centres_mm: [B, K, 3] where they lie; None: tokens are equally near.
+    """
+
+    tokens: Tensor
+    windows: Windows | None = None
+    centres_mm: Tensor | None = None
 
 
 class AttentionMap(NamedTuple):
@@ -127,19 +141,14 @@ class Encoder(nn.Module):
         tokens = self.templates(self.patch_embed(patches, modality), modality)
         return tokens + position_code(positions_mm, self.shape.width).to(tokens.dtype)  # type: ignore[no-any-return]
 
-    def forward(self, tokens: Tensor, windows: Windows | None = None) -> Encoded:
-        """[B, K, C] tokens -> class token, registers and patch tokens.
-
-        Args:
-            tokens: from ``embed``.
-            windows: of the same patches, see ``windows_of``; None makes all of them one window.
-        """
-        x = self._arranged(tokens, windows)
+    def forward(self, tokens: Tensor, windows: Windows | None = None, centres_mm: Tensor | None = None) -> Encoded:
+        """[B, K, C] tokens -> class token, registers and patch tokens; arguments as in ``Tokens``."""
+        x, near = self._arranged(tokens, windows), self._near(centres_mm, windows)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, None, None, windows, use_reentrant=False)
+                x = checkpoint(block, x, None, None, windows, near, use_reentrant=False)
             else:
-                x = block(x, windows=windows)
+                x = block(x, windows=windows, near=near)
         return self._encoded(x, windows)
 
     def _encoded(self, x: Tensor, windows: Windows | None) -> Encoded:
@@ -150,19 +159,14 @@ class Encoder(nn.Module):
         """Encodes [B, D, H, W] crops of any size, all of their patches or some; see ``tokens``."""
         return self(*self.tokens(volumes, modality, spacing_mm, visible))  # type: ignore[no-any-return]
 
-    def tokens(
-        self, volumes: Tensor, modality: Tensor, spacing_mm: Spacing, visible: Tensor | None = None
-    ) -> tuple[Tensor, Windows | None]:
-        """Tokens of crops and their windows, as ``forward`` takes them.
+    def tokens(self, volumes: Tensor, modality: Tensor, spacing_mm: Spacing, visible: Tensor | None = None) -> Tokens:
+        """Tokens of crops, as ``forward`` takes them.
 
         Args:
             volumes: [B, D, H, W]; the patches at the end are filled with zeros where an axis is no multiple.
             modality: [B].
             spacing_mm: voxel spacing of the crops.
             visible: [B, K] patch indices, on the CPU so that laying out windows waits for no GPU; None: all patches.
-
-        Returns:
-            [B, K, C] and the layout of the same patches.
         """
         patch = self.shape.patch
         patches = patchify(padded(volumes, patch), patch)
@@ -171,37 +175,47 @@ class Encoder(nn.Module):
             visible = torch.arange(len(positions)).expand(len(volumes), -1)
         else:
             patches, positions = gather(patches, visible.to(volumes.device)), positions[visible]
-        windows = windows_of(visible, patch_grid(volumes, patch))
-        tokens = self.embed(patches, modality, positions.to(volumes.device))
-        return tokens, None if windows is None else windows.to(volumes.device)
+        windows, centres = windows_of(visible, patch_grid(volumes, patch)), positions.to(volumes.device)
+        tokens = self.embed(patches, modality, centres)
+        return Tokens(
+            tokens, None if windows is None else windows.to(volumes.device), centres.expand(len(tokens), -1, -1)
+        )
 
-    def intermediate(self, tokens: Tensor, windows: Windows | None, after: Sequence[int]) -> list[Tensor]:
+    def intermediate(self, begin: Tokens, after: Sequence[int]) -> list[Tensor]:
         """[B, K, C] patch tokens after some blocks, for decoders of dense tasks.
 
         Args:
-            tokens: from ``tokens``.
-            windows: of the same patches.
+            begin: from ``tokens``.
             after: numbers of blocks, from 0 (the embedded patches) to all; not normalised.
         """
-        x, found = self._arranged(tokens, windows), {}
+        windows, found = begin.windows, {}
+        x, near = self._arranged(begin.tokens, windows), self._near(begin.centres_mm, windows)
         for passed, block in enumerate((None, *self.blocks)):
-            x = x if block is None else block(x, windows=windows)
+            x = x if block is None else block(x, windows=windows, near=near)
             if passed in after:
                 found[passed] = x[:, self.extras :] if windows is None else windows.restore(x[:, self.extras :])
         return [found[passed] for passed in after]
 
-    def watched(self, tokens: Tensor, windows: Windows | None = None) -> tuple[Encoded, list[AttentionMap]]:
+    def watched(
+        self, tokens: Tensor, windows: Windows | None = None, centres_mm: Tensor | None = None
+    ) -> tuple[Encoded, list[AttentionMap]]:
         """What ``forward`` gives, and what every block looked at, from the first to the last; without gradient."""
         maps = []
         with torch.no_grad():
-            x = self._arranged(tokens, windows)
+            x, near = self._arranged(tokens, windows), self._near(centres_mm, windows)
             for block in self.blocks:
                 attention: Attention = block.attention  # type: ignore[assignment]
-                weights = attention.weights(block.attention_norm(x), windows)  # type: ignore[operator]
+                weights = attention.weights(block.attention_norm(x), windows, near)  # type: ignore[operator]
                 maps.append(AttentionMap(weights, windows is not None and isinstance(attention, WindowAttention)))
-                x = block(x, windows=windows)
+                x = block(x, windows=windows, near=near)
             return self._encoded(x, windows), maps
 
     def _arranged(self, tokens: Tensor, windows: Windows | None) -> Tensor:
         extras = self.extra_tokens.to(tokens.dtype).expand(len(tokens), -1, -1)
         return torch.cat([extras, tokens if windows is None else windows.arrange(tokens)], dim=1)
+
+    def _near(self, centres_mm: Tensor | None, windows: Windows | None) -> Nearness | None:
+        if centres_mm is None or self.shape.reach_mm is None:
+            return None
+        places = centres_mm if windows is None else windows.arrange(centres_mm)
+        return nearness(places, self.extras, self.shape.heads, self.shape.reach_mm)

@@ -22,6 +22,8 @@ class Architecture:
         mlp_ratio: hidden channels of the MLP over C.
         layer_scale: initial scale of a residual branch (METHODS 8.2: .1; 1e-5 is slow in small budgets).
         drop_path: probability of skipping a residual branch in training, at the last block (linear from 0).
+        reach_mm: how far the first head looks, the deviation of a Gaussian that doubles from head to head; None: all
+            distances are alike.
         global_every: every so many blocks, and in the last one, tokens look at all others and not only at their window.
     """
 
@@ -37,6 +39,7 @@ class Architecture:
     layer_scale: float = 0.1
     drop_path: float = 0.0
     global_every: int = 3
+    reach_mm: float | None = 16.0
 
 
 PRESETS = {
@@ -62,7 +65,7 @@ def architecture(config: ModelConfig) -> Architecture:
     chosen = {name: value for name in named if (value := getattr(config, name)) is not None}
     if "decoder_width" in chosen and chosen["decoder_width"] % PRESETS[config.preset].decoder_heads:
         chosen["decoder_heads"] = max(h for h in range(1, 17) if chosen["decoder_width"] % h == 0)
-    result = replace(PRESETS[config.preset], patch=config.patch, **chosen)
+    result = replace(PRESETS[config.preset], patch=config.patch, reach_mm=config.reach_mm, **chosen)
     if result.width % result.heads:
         raise ConfigError(
             Code.CONFIG_INVALID_VALUE,

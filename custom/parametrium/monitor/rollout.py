@@ -127,12 +127,12 @@ def watched_rollout(
     pooled: list[Tensor] = []
     row = 0
     while row < len(volumes):
-        tokens, windows = encoder.tokens(volumes[row : row + 1], modality[row : row + 1], spacing_mm)
-        many = max(1, _AT_ONCE // (tokens.shape[1] + encoder.extras) ** 2)
+        begin = encoder.tokens(volumes[row : row + 1], modality[row : row + 1], spacing_mm)
+        many = max(1, _AT_ONCE // (begin.tokens.shape[1] + encoder.extras) ** 2)
         if many > 1:
-            tokens, windows = encoder.tokens(volumes[row : row + many], modality[row : row + many], spacing_mm)
-        encoded, maps = encoder.watched(tokens, windows)
+            begin = encoder.tokens(volumes[row : row + many], modality[row : row + many], spacing_mm)
+        encoded, maps = encoder.watched(*begin)
         pooled.append(encoded.pooled)
-        parts.append(rollout(maps, windows, encoder.extras, tokens.shape[1], start))
-        row += len(tokens)
+        parts.append(rollout(maps, begin.windows, encoder.extras, begin.tokens.shape[1], start))
+        row += len(begin.tokens)
     return Rollout(*(torch.cat(part) for part in zip(*parts, strict=True))), torch.cat(pooled)

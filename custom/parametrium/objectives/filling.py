@@ -35,7 +35,9 @@ def embed_patches(encoder: Encoder, images: Tensor, modality: Tensor, index: Ten
     return encoder.embed(gather(patchify(images, patch), index.to(images.device)), modality, positions)
 
 
-def encode_filled(encoder: Encoder, own: Tensor, filled: Tensor, places: Tensor, grid: Grid) -> Encoded:
+def encode_filled(
+    encoder: Encoder, own: Tensor, filled: Tensor, places: Tensor, grid: Grid, centres_mm: Tensor
+) -> Encoded:
     """Encodes crops that show some of their own patches and, everywhere else, filled ones.
 
     Args:
@@ -44,10 +46,12 @@ def encode_filled(encoder: Encoder, own: Tensor, filled: Tensor, places: Tensor,
         filled: [B, Q, C] tokens of the filled ones.
         places: [B, K + Q] patch indices of both, on the CPU.
         grid: patches along D, H, W.
+        centres_mm: [L, 3] of all patches.
 
     Returns:
         Encoded patches in the order of ``places``.
     """
     windows = windows_of(places, grid)
-    result: Encoded = encoder(cat([own, filled], dim=1), None if windows is None else windows.to(own.device))
+    moved = None if windows is None else windows.to(own.device)
+    result: Encoded = encoder(cat([own, filled], dim=1), moved, centres_mm[places.to(centres_mm.device)])
     return result

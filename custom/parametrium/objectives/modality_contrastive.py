@@ -74,8 +74,9 @@ class ModalityContrastive(Objective):
         own = embed_patches(encoder, images, modality, visible, self.spacing_mm)
         fill, fill_modality = batch.images[compared.source], batch.modality[compared.source]
         filled = embed_patches(encoder, fill, fill_modality, masked, self.spacing_mm)
-        places = torch.cat([visible, masked], dim=1)
-        return encode_filled(encoder, own, filled, places, patch_grid(images, encoder.shape.patch)).pooled
+        places, patch = torch.cat([visible, masked], dim=1), encoder.shape.patch
+        positions = crop_positions(images, patch, self.spacing_mm)
+        return encode_filled(encoder, own, filled, places, patch_grid(images, patch), positions).pooled
 
     def template_view(
         self, encoder: Encoder, batch: Batch, compared: Compared, visible: Tensor, masked: Tensor
@@ -89,7 +90,7 @@ class ModalityContrastive(Objective):
         own = embed_patches(encoder, images, modality, visible, self.spacing_mm)
         filled = encoder.embed_template(gather(shown, masked.to(shown.device)), modality, positions[masked])
         places = torch.cat([visible, masked], dim=1)
-        return encode_filled(encoder, own, filled, places, patch_grid(images, patch)).pooled
+        return encode_filled(encoder, own, filled, places, patch_grid(images, patch), positions).pooled
 
     def project(self, pooled: Tensor) -> Tensor:
         """[P, Z] unit vectors from the pooled views [P, 2 C] of one kind."""

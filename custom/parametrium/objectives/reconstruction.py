@@ -100,7 +100,7 @@ class Reconstruction(Objective):
         patch = encoder.shape.patch
         positions = crop_positions(images, patch, self.spacing_mm)
         everywhere = torch.cat([visible, masked], dim=1)
-        encoded = encode_filled(encoder, *tokens, everywhere, patch_grid(images, patch)).patches
+        encoded = encode_filled(encoder, *tokens, everywhere, patch_grid(images, patch), positions).patches
         starts = encoded[:, visible.shape[1] :]
         predicted = self.decoder(encoded, modality, positions[everywhere], positions[masked], starts)
         true = gather(patchify(images, patch), masked.to(images.device))

@@ -69,7 +69,7 @@ def test_measured_sizes_make_normalised_attention_near_to_plain_attention() -> N
     encoder = Encoder(["CT"], SHAPE).eval()
     volumes = noise_volumes(2, (12, 12, 12), seed=1)
     scales = score_scales(encoder, 3, volumes, (3.0, 3.0, 3.0))
-    tokens, _ = encoder.tokens(volumes, torch.zeros(2, dtype=torch.long), (3.0, 3.0, 3.0))
+    tokens = encoder.tokens(volumes, torch.zeros(2, dtype=torch.long), (3.0, 3.0, 3.0)).tokens
     x = torch.cat([encoder.extra_tokens.expand(2, -1, -1), tokens], 1)
     block = encoder.blocks[0]
     attention: Attention = block.attention  # type: ignore[assignment]

@@ -73,7 +73,7 @@ def score_scales(encoder: Encoder, depth: int, volumes: Tensor, spacing_mm: Spac
     Returns:
         For each block the square root of its factor, for each of the two norms.
     """
-    tokens, _ = encoder.tokens(volumes, torch.zeros(len(volumes), dtype=torch.long), spacing_mm)
+    tokens = encoder.tokens(volumes, torch.zeros(len(volumes), dtype=torch.long), spacing_mm).tokens
     x = torch.cat([encoder.extra_tokens.expand(len(tokens), -1, -1), tokens], dim=1)
     scales = []
     for block in list(encoder.blocks)[:depth]:

@@ -20,6 +20,7 @@ from parametrium.data.loader import CropLoader
 from parametrium.errors import ConfigError
 from parametrium.model.masking import draw_mask
 from parametrium.model.modality import tensor_owners
+from parametrium.model.position import grid_positions
 from parametrium.objectives.contrast_loss import soft_targets
 from parametrium.objectives.modality_contrastive import Compared, ModalityContrastive, draw_compared
 from parametrium.objectives.registry import PretrainingModel, build_model
@@ -159,7 +160,9 @@ def test_the_loss_equals_views_made_patch_by_patch(
             if fills[view] is not None:
                 source = batch.modality[one] if view else batch.modality[compared.source[row]][None]
                 tokens += [token_at(model, fills[view], source, p, template=bool(view)) for p in masked[row].tolist()]
-            views[view].append(pooled(model.encoder(torch.stack(tokens)[None]).patches[0]))
+            places = [*visible[row].tolist(), *(masked[row].tolist() if fills[view] is not None else [])]
+            centres = grid_positions((16, 16, 16), 4, objective.spacing_mm)[places]
+            views[view].append(pooled(model.encoder(torch.stack(tokens)[None], None, centres[None]).patches[0]))
     z = [[objective.projector(row) for row in standardised(view)] for view in views]
     unit = [[row / row.norm() for row in view] for view in z]
     logits = [[float((unit[0][i] * unit[1][j]).sum()) / 0.25 for j in range(count)] for i in range(count)]

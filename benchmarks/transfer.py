@@ -1,6 +1,6 @@
 """Does the representation transfer? A positive control on the phantom, with its controls beside it.
 
-    python benchmarks/transfer.py --patients 300 --seeds 0 1 2 --out transfer
+    python benchmarks/transfer.py --patients 360 --seeds 0 1 2 --out transfer
 
 Draws a phantom cohort a seed, pretrains on all but the test patients without labels, then, with few labelled patients:
 segments organs and tumour by fine-tuning (pretrained, the same network from scratch, a small CNN; the same crops, steps
@@ -202,12 +202,12 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", type=Path, default=Path(__file__).with_name("transfer.yaml"))
-    parser.add_argument("--patients", type=int, default=300)
-    parser.add_argument("--test", type=int, default=40, help="patients that nobody trains on")
+    parser.add_argument("--patients", type=int, default=360)
+    parser.add_argument("--test", type=int, default=60, help="patients that nobody trains on")
     parser.add_argument("--labelled", type=int, default=10, help="patients whose masks are used")
     parser.add_argument("--probed", type=int, default=100, help="patients whose clinical rows are used")
-    parser.add_argument("--modality", default="T2", help="that is segmented")
-    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning")
+    parser.add_argument("--modality", default="CBCT", help="that is segmented")
+    parser.add_argument("--steps", type=int, default=500, help="of fine-tuning")
     parser.add_argument("--encoder-rate", type=float, default=0.2)
     parser.add_argument("--decoder-first", type=float, default=0.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

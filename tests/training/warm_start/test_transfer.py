@@ -417,3 +417,19 @@ def test_another_spacing_is_told(make_job: MakeJob) -> None:
     meta = {"preparation": {"spacing_mm": [1.0, 1.0, 1.0]}}
     _, report = transfer(make_job(), Weights(own(make_job()), meta))
     assert report.notes == ("the source's spacing is [1.0, 1.0, 1.0] mm, the job's [3.0, 3.0, 3.0] mm",)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "note"),
+    [
+        ({"reach_mm": 16.0}, None),
+        ({"reach_mm": 32.0}, "with a reach of 32 mm at the source and with a reach of 16 mm in the job"),
+        ({"reach_mm": None}, "not at all at the source"),
+        ({}, "job.model.reach_mm: null keeps"),
+    ],
+)
+def test_another_reach_is_told(make_job: MakeJob, theirs: dict[str, float | None], note: str | None) -> None:
+    meta = {"job": {"model": theirs}}
+    _, report = transfer(make_job(), Weights(own(make_job()), meta))
+    assert len(report.notes) == (note is not None)
+    assert all(note in found for found in report.notes)

@@ -40,6 +40,9 @@ def transfer(
         spacing = ((weights.meta or {}).get("preparation") or {}).get("spacing_mm")
         if spacing is not None and list(spacing) != list(job.preparation.spacing_mm):
             ledger.note(f"the source's spacing is {list(spacing)} mm, the job's {list(job.preparation.spacing_mm)} mm")
+        source_job = (weights.meta or {}).get("job")
+        if source_job is not None:
+            _tell_reach(ledger, source_job["model"].get("reach_mm"), job)
         return ledger.tensors, ledger.report("a checkpoint of this package")
     found = recognise(weights.tensors, prefix)
     scale = take_first_layer(ledger, found, job, channels)
@@ -57,9 +60,22 @@ def _tell_differences(ledger: Ledger, found: Found, job: JobConfig) -> None:
         ledger.note(f"the source has {depth} blocks, the job {shape.depth}: the first were taken, {rest}")
     local = sum((n + 1) % shape.global_every != 0 and n != shape.depth - 1 for n in range(shape.depth))
     ledger.note(f"{local} of {shape.depth} blocks look at windows of 4^3 patches; at the source all look at all tokens")
+    _tell_reach(ledger, None, job)
     if found.format.positions in found.tensors:
         ledger.note("positions are fixed sines of millimetres; of the source's, their mean and their size are kept")
     if any("q_norm.weight" in name for name in found.tensors):
         ledger.note("the source's norms of query and key are taken for root-mean-square norms")
     else:
         ledger.note("query and key are normed; one factor a block stands for their sizes at the source")
+
+
+def _tell_reach(ledger: Ledger, theirs: float | None, job: JobConfig) -> None:
+    """No tensor says how attention falls with distance: weights for another reach fit, and compute something else."""
+    ours = job.model.reach_mm
+    if theirs != ours:
+        said = ["not at all" if reach is None else f"with a reach of {reach:g} mm" for reach in (theirs, ours)]
+        wanted = "null" if theirs is None else f"{theirs:g}"
+        ledger.note(
+            f"distance counts {said[0]} at the source and {said[1]} in the job; "
+            f"job.model.reach_mm: {wanted} keeps what the source computes"
+        )

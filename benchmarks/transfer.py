@@ -158,23 +158,19 @@ def one_seed(out: Path, arguments: argparse.Namespace, seed: int) -> dict[str, S
         labelled_volumes(group, arguments.modality, STRUCTURES, job.preparation.spacing_mm)
         for group in (unseen, training)
     )
-    few, index = drawn[: arguments.labelled], job.modalities.index(arguments.modality)
-    starts = {
-        "pretrained": pretrained(folder, job, training),
-        "told": told(folder / "told", job, index, drawn, len(STRUCTURES)),
-        "scratch": None,
-    }
+    few, index, count = drawn[: arguments.labelled], job.modalities.index(arguments.modality), len(STRUCTURES)
+    model, knowing = pretrained(folder, job, training), told(folder / "told", job, index, drawn, count)
     labelled = {CNN: few, MORE_LABELS: drawn[: 10 * arguments.labelled]}
+    starts = {"pretrained": model, "told": knowing, "scratch": None}
     dice, networks = segmentation(starts, job, labelled, test, arguments)
-    frozen = {"pretrained": starts["pretrained"], "told": starts["told"], "untrained": build_model(job).eval()}
-    encoders = {name: model.encoder for name, model in frozen.items() if model is not None}
+    frozen = {"pretrained": model.encoder, "told": knowing.encoder, "untrained": build_model(job).eval().encoder}
     rng = np.random.default_rng(seed)
-    crops = tuple(crops_of(rng, group, job, each, len(STRUCTURES)) for group, each in ((few, 16), (test, 8)))
+    crops = crops_of(rng, few, job, 16, count), crops_of(rng, test, job, 8, count)
     segmenters = {arm: networks[arm] for arm in labelled}
     return {
         "segmentation": dice,
-        "tokens": token_probe({**encoders, "voxels": None}, segmenters, (crops[0], crops[1]), index, job, STRUCTURES),
-        "probe": probing(starts["pretrained"], job, training[: arguments.probed], unseen),
+        "tokens": token_probe({**frozen, "voxels": None}, segmenters, crops, index, job, STRUCTURES),
+        "probe": probing(model, job, training[: arguments.probed], unseen),
     }
 
 

@@ -109,16 +109,25 @@ class Attention(nn.Module):
             windows: where given, x is extras and then slots, and empty slots are not looked at.
             near: of the tokens x, without a context.
         """
-        q, k, v = self._split(x, context, near)
-        mask = _keys(windows, x.shape[1]) if bias is None else bias.to(q.dtype)
-        mixed = self._mixed(q, k, v, mask)
+        mixed = self._attend(*self._split(x, context, near), windows, bias)
         out: Tensor = self.project(mixed.transpose(1, 2).flatten(2))
         return out
 
     def weights(self, x: Tensor, windows: Windows | None = None, near: Nearness | None = None) -> Tensor:
-        """Attention probabilities [B, 1, L, L], mean over the heads, for pictures and monitors; rows sum to 1."""
+        """Attention probabilities, mean over the heads, for pictures and monitors; rows sum to 1.
+
+        Returns:
+            [B, 1, L, L], or [B, W, X + S, X + S] of each window by itself.
+        """
         q, k, _ = self._split(x, None, near)
-        return _probabilities(q, k, _keys(windows, x.shape[1])).mean(1, keepdim=True)
+        return self._looks(q, k, windows)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, windows: Windows | None, bias: Tensor | None) -> Tensor:
+        """[B, N, L, D]."""
+        return self._mixed(q, k, v, _keys(windows, q.shape[2]) if bias is None else bias.to(q.dtype))
+
+    def _looks(self, q: Tensor, k: Tensor, windows: Windows | None) -> Tensor:
+        return _probabilities(q, k, _keys(windows, q.shape[2])).mean(1, keepdim=True)
 
 
 class WindowAttention(Attention):
@@ -136,32 +145,22 @@ class WindowAttention(Attention):
         super().__init__(width, heads)
         self.extras = extras
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        bias: Tensor | None = None,
-        windows: Windows | None = None,
-        near: Nearness | None = None,
-    ) -> Tensor:
-        """[B, X + W * S, C] -> the same; without windows over all tokens."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, windows: Windows | None, bias: Tensor | None) -> Tensor:
         if windows is None:
-            return super().forward(x, context, bias, near=near)
-        q, k, v = (self._into(part, windows) for part in self._split(x, None, near))
+            return super()._attend(q, k, v, windows, bias)
+        q, k, v = (self._into(part, windows) for part in (q, k, v))
         mixed = self._mixed(q, k, v, _keys_by_window(windows, self.extras))
         mixed = mixed.view(-1, windows.number, *mixed.shape[1:])  # [B, W, N, X + S, D]
         share = window_shares(windows)
         patches = mixed[:, :, :, self.extras :].transpose(1, 2).flatten(2, 3)
         extras = mixed[:, :, :, : self.extras]
         extras = extras.mean(1) if share is None else (extras * share.to(extras.dtype)[:, :, None, None, None]).sum(1)
-        out: Tensor = self.project(torch.cat([extras, patches], dim=2).transpose(1, 2).flatten(2))
-        return out
+        return torch.cat([extras, patches], dim=2)
 
-    def weights(self, x: Tensor, windows: Windows | None = None, near: Nearness | None = None) -> Tensor:
-        """[B, W, X + S, X + S]: each window's own probabilities, mean over the heads."""
+    def _looks(self, q: Tensor, k: Tensor, windows: Windows | None) -> Tensor:
         if windows is None:
-            return super().weights(x, near=near)
-        q, k, _ = (self._into(part, windows) for part in self._split(x, None, near))
+            return super()._looks(q, k, windows)
+        q, k = (self._into(part, windows) for part in (q, k))
         weights = _probabilities(q, k, _keys_by_window(windows, self.extras)).mean(1)
         return weights.view(-1, windows.number, *weights.shape[1:])
 

@@ -12,19 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from parametrium.data.batch import Batch
 from parametrium.data.cache import PreparedPatient, PreparedVolume
-from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
-from parametrium.model.patch_embed import patch_grid, patchify, unpatchify
+from parametrium.model.patch_embed import patchify, unpatchify
 from parametrium.objectives.block_masks import draw_block_masks
-from parametrium.objectives.filling import template_patches
+from parametrium.objectives.boxes import as_fractions
 from parametrium.objectives.global_local import GlobalLocal
 from parametrium.objectives.local_views import cut as cut_out
 from parametrium.objectives.local_views import draw_corners, local_extent
 from parametrium.objectives.modality_contrastive import Compared, ModalityContrastive
 from parametrium.objectives.prediction import LatentPrediction
-from parametrium.report.planes import Image, Item, Panel, frame_of
+from parametrium.report.planes import Image, Item, Panel, filled, frame_of
 from parametrium.report.scene import (
     SHOWN,
     Scene,
@@ -40,9 +38,11 @@ PATIENTS = 4
 
 def draw_modality_contrast(scene: Scene, path: Path) -> bool:
     """The two fills of a few patients' crops; False where fewer than two patients have the same registered pair."""
-    objective = scene.model.find(ModalityContrastive)
+    objective, templates = scene.model.find(ModalityContrastive), scene.model.encoder.templates
+    if objective is None or templates is None:
+        return False
     chosen = same_pair(scene)
-    if objective is None or len(chosen) < 2:
+    if len(chosen) < 2:
         return False
     volumes = [volume for _, *pair in chosen for volume in pair]
     corners = [central_corner(first, scene.job.crop) for _, first, _ in chosen for _ in range(2)]
@@ -55,7 +55,7 @@ def draw_modality_contrast(scene: Scene, path: Path) -> bool:
     a = objective.project(objective.source_view(encoder, batch, compared, *masks[0]))
     b = objective.project(objective.template_view(encoder, batch, compared, *masks[1]))
     cosines = array_of(a @ b.T)
-    shown = templates_of(encoder, batch, anchor)
+    shown = templates.crops(batch.modality[anchor], batch.corner[anchor], batch.box[anchor], scene.job.crop)
     items = []
     for row, (patient, first, second) in enumerate(chosen):
         image, window = batch.images[2 * row], window_of(batch, 2 * row)
@@ -85,13 +85,6 @@ def same_pair(scene: Scene) -> list[tuple[int, PreparedVolume, PreparedVolume]]:
     return list(largest.values())[:PATIENTS]
 
 
-def templates_of(encoder: Encoder, batch: Batch, rows: Tensor) -> Tensor:
-    """[P, D, H, W] what the templates show where some of the crops lie."""
-    d, h, w = batch.images.shape[1:]
-    patches = template_patches(encoder, batch.modality[rows], batch.corner[rows], batch.box[rows], (d, h, w))
-    return unpatchify(patches, patch_grid(batch.images, encoder.shape.patch), encoder.shape.patch)
-
-
 def filled_in(scene: Scene, image: Tensor, fill: Tensor, masked: Tensor) -> Image:
     """A crop [D, H, W] whose masked patches show another one."""
     own, other = (patchify(volume[None].float(), scene.patch) for volume in (image, fill))
@@ -103,8 +96,10 @@ def filled_in(scene: Scene, image: Tensor, fill: Tensor, masked: Tensor) -> Imag
 def draw_small_crops(scene: Scene, path: Path) -> bool:
     """A small crop of each of a few patients, and how near it is to them; False for fewer than two patients."""
     objective = scene.model.find(GlobalLocal)
+    if objective is None:
+        return False
     chosen = [(n, *two_volumes(patient)) for n, patient in enumerate(scene.patients) if patient.volumes][:PATIENTS]
-    if objective is None or len(chosen) < 2:
+    if len(chosen) < 2:
         return False
     crop = scene.job.crop
     volumes = [volume for _, *pair in chosen for volume in pair]
@@ -112,6 +107,7 @@ def draw_small_crops(scene: Scene, path: Path) -> bool:
     extent = local_extent(crop, min(objective.config.local_edges, default=0.5))
     source = torch.arange(0, len(volumes), 2, device=batch.modality.device)
     corner = draw_corners(batch.body, source, extent, torch.Generator().manual_seed(scene.job.seed))
+    boxes = as_fractions(corner, torch.tensor(extent, device=corner.device).expand_as(corner), crop)
     small = objective.project(
         scene.model.encoder, cut_out(batch.images, source, corner, extent), batch.modality[source]
     )
@@ -119,9 +115,7 @@ def draw_small_crops(scene: Scene, path: Path) -> bool:
     distances = array_of((small[:, None] - large[None]).square().mean(-1))
     items = []
     for row, (patient, first, second) in enumerate(chosen):
-        low = corner[row].tolist()
-        inside = np.zeros(crop, dtype=np.bool_)
-        inside[tuple(slice(a, a + n) for a, n in zip(low, extent, strict=True))] = True
+        inside = filled(boxes[row].tolist(), crop)
         image, window = array_of(batch.images[2 * row]), window_of(batch, 2 * row)
         others = np.delete(distances[row], row).mean()
         panels = (
@@ -129,7 +123,7 @@ def draw_small_crops(scene: Scene, path: Path) -> bool:
             Panel(first.modality, image, window, overlay=frame_of(inside)),
             Panel(second.modality, array_of(batch.images[2 * row + 1]), window_of(batch, 2 * row + 1)),
         )
-        d, h, w = (a + n // 2 for a, n in zip(low, extent, strict=True))
+        d, h, w = (int(a) + n // 2 for a, n in zip(corner[row], extent, strict=True))
         title = f"patient {patient + 1}: {distances[row, row]:.2f} (others {others:.2f})"
         items.append(Item(title, panels, (d, h, w)))
     return drawn_items(path, items, scene, 2)
@@ -151,22 +145,23 @@ def draw_latent(scene: Scene, path: Path) -> bool:
     masks = draw_block_masks(1, scene.grid, config.targets, config.target_scale, config.context_scale, generator)
     if masks is None:
         return False
+    hidden = masks.blocks.flatten()
+    context, shown = torch.full((2, 1, math.prod(scene.grid)), torch.nan)
+    context[0, masks.context[0]] = 0.0
+    seen = blown_up(scene, context)  # nothing is added where the encoder sees, and the rest is grey
     items = []
     for patient, volume in scene.examples():
         batch = scene.batch([volume], central_corner(volume, scene.job.crop))
-        hidden = masks.blocks.flatten()
         images, modality = batch.images, batch.modality
         guessed = objective.predict(scene.model.encoder, images, modality, masks.context, masks.blocks)[0].float()
         true = objective.targets(images, modality)[0, hidden.to(images.device)]
         errors = F.smooth_l1_loss(guessed, true, reduction="none").mean(-1).cpu()
         same = float(F.smooth_l1_loss(true.mean(0).expand_as(true), true))
         image, window = array_of(images[0]), window_of(batch, 0)
-        context, shown = torch.full((2, 1, math.prod(scene.grid)), torch.nan)
-        context[0, masks.context[0]] = 0.0
         shown[0, hidden] = errors
         panels = (
             Panel(volume.modality, image, window),
-            Panel("seen by the encoder", image + blown_up(scene, context), window),
+            Panel("seen by the encoder", image + seen, window),
             Panel(f"error, 0 to {2 * same:.2f}", blown_up(scene, shown), (0.0, 2 * same), "magma"),
         )
         title = f"{volume.modality}, patient {patient + 1}: {float(errors.mean()):.2f} ({same:.2f})"

@@ -5,8 +5,9 @@
 
 Arithmetic is counted by torch while it runs, windowed and with every block global (``--crop`` and mask ratio as said).
 Memory is what the backward pass keeps: every tensor that autograd saved, each storage once, without the parameters,
-under bf16 autocast as on a GPU; it is measured for one crop and grows in proportion to the crops. To it come 16 bytes a
-parameter: weights, gradients and AdamW's two moments in fp32. A GPU's workspace and fragmentation are not in it.
+under bf16 autocast as on a GPU; it is measured for one crop and grows in proportion to the crops. To it come weights,
+gradients and the optimiser's moments in fp32: 12 bytes a parameter of the blocks' matrices (Muon has one moment), 16 of the
+others (AdamW has two). A GPU's workspace and fragmentation are not in it.
 On a GPU the time table also has the share of the card's bf16 peak (``--peak`` in TFLOP/s), with and without compile.
 """
 
@@ -25,6 +26,7 @@ from parametrium.data.loader import Batches
 from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.presets import PRESETS, Architecture
+from parametrium.training.optim import block_matrices
 from parametrium.training.step import TrainState, new_state, train_step
 
 SPACING = (1.5, 1.5, 1.5)
@@ -67,6 +69,13 @@ def kept_bytes(shape: Architecture, crop: int, ratio: float, checkpointing: bool
     return sum(kept.values())
 
 
+def resident_bytes(shape: Architecture) -> int:
+    """Weights, gradients and moments of an encoder."""
+    encoder = Encoder(("CT",), shape)
+    everything = sum(parameter.numel() for parameter in encoder.parameters())
+    return 16 * everything - 4 * sum(matrix.numel() for matrix in block_matrices(encoder))
+
+
 def memory_table(crop: int, batch: int) -> None:
     """Prints parameters, arithmetic and memory of the presets."""
     print(f"one crop of {crop}^3, patch 8; memory of training at a batch of {batch} crops")
@@ -77,7 +86,7 @@ def memory_table(crop: int, batch: int) -> None:
         for ratio in (0.75, 0.0):
             macs = arithmetic(shape, crop, ratio), arithmetic(replace(shape, global_every=1), crop, ratio)
             memory = [
-                (millions * 16e6 + batch * kept_bytes(shape, crop, ratio, checkpointing)) / 1e9
+                (resident_bytes(shape) + batch * kept_bytes(shape, crop, ratio, checkpointing)) / 1e9
                 for checkpointing in (False, True)
             ]
             cells = [name, f"{ratio:g}", f"{millions:.1f}", *(f"{m:.1f}" for m in macs), *(f"{m:.1f}" for m in memory)]

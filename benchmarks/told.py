@@ -55,7 +55,7 @@ def told(folder: Path, job: JobConfig, modality: int, samples: Sequence[Labelled
             set_learning_rate(optimiser, learning_rate(step, job.total_steps, job.optimiser))
             chosen = [samples[int(rng.integers(len(samples)))] for _ in range(count)]
             loss = network.loss(*crops_of(rng, chosen, job, 1, structures), modality, job)
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()

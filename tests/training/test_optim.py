@@ -12,7 +12,14 @@ from torch import nn
 
 from parametrium.config import JobConfig, OptimiserConfig
 from parametrium.objectives.registry import build_model
-from parametrium.training.optim import build_optimiser, learning_rate, parameter_groups, set_learning_rate
+from parametrium.model.attention import Block
+from parametrium.training.optim import (
+    block_matrices,
+    build_optimiser,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
 
 KINDS = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive"]
 
@@ -99,7 +106,7 @@ def test_beyond_the_end_of_the_run_the_rate_stays_at_the_final_fraction(
 
 def test_templates_learn_ten_times_as_fast_and_do_not_decay(make_job: Callable[..., JobConfig]) -> None:
     model = build_model(make_job(objectives=[{"kind": "template_reconstruction"}]))
-    optimiser = build_optimiser(model, OptimiserConfig(weight_decay=0.5))
+    optimiser = build_optimiser(model, OptimiserConfig(weight_decay=0.5, matrix_learning_rate=None))
     images = {id(p) for name, p in model.named_parameters() if name.endswith(".values")}
     assert len(images) == 3
     set_learning_rate(optimiser, 0.25)
@@ -132,7 +139,7 @@ def test_a_tensor_without_gradient_is_not_moved_by_momentum_or_decay() -> None:
         layer(torch.randn(3, 4)).sum().backward()
     optimiser.step()
     before = {name: p.detach().clone() for name, p in layers.named_parameters()}
-    optimiser.zero_grad(set_to_none=True)
+    optimiser.zero_grad()
     layers["seen"](torch.randn(3, 4)).sum().backward()
     optimiser.step()
     for name, parameter in layers.named_parameters():
@@ -147,7 +154,7 @@ def test_one_step_equals_adamw_written_down() -> None:
     expected = {name: p.detach().clone() for name, p in layer.named_parameters()}
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in expected.items()}
     for t in (1, 2, 3):
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         layer(torch.randn(5, 3, dtype=torch.float64)).square().sum().backward()
         for name, parameter in layer.named_parameters():
             m, v = moments[name]
@@ -160,3 +167,74 @@ def test_one_step_equals_adamw_written_down() -> None:
         optimiser.step()
         for name, parameter in layer.named_parameters():
             assert torch.allclose(parameter, expected[name], atol=1e-10)
+
+
+def test_the_blocks_matrices_and_nothing_else_are_muons(make_job: Callable[..., JobConfig]) -> None:
+    model = build_model(make_job(objectives=[{"kind": kind} for kind in KINDS]))
+    optimiser = build_optimiser(model, OptimiserConfig(learning_rate=0.25, matrix_learning_rate=0.5, weight_decay=0.1))
+    adamw, muon = optimiser.parts
+    assert (type(adamw), type(muon)) == (torch.optim.AdamW, torch.optim.Muon)
+    names = {id(p): name for name, p in model.named_parameters()}
+    own = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert own == {name for name in linear if ".blocks." in name}
+    assert any(name.startswith("encoder.") for name in own)
+    assert any(".decoder.blocks." in name for name in own)
+    listed = [id(p) for group in optimiser.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted(names)
+    assert {group["lr"] for group in adamw.param_groups} == {0.25}
+    assert {(group["lr"], group["weight_decay"]) for group in muon.param_groups} == {(0.5, 0.1)}
+
+
+def test_without_a_rate_of_their_own_adamw_trains_the_matrices_too(make_job: Callable[..., JobConfig]) -> None:
+    model = build_model(make_job())
+    assert block_matrices(model)
+    (part,) = build_optimiser(model, OptimiserConfig(matrix_learning_rate=None)).parts
+    assert isinstance(part, torch.optim.AdamW)
+    listed = [id(p) for group in part.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters())
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """The nearest orthogonal matrix, by singular values: what Muon's five products approach."""
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
+
+
+def test_a_matrix_moves_along_its_orthogonal_momentum(make_job: Callable[..., JobConfig]) -> None:
+    shape = build_model(make_job()).encoder.shape
+    torch.manual_seed(0)
+    block = Block(shape.width, shape.heads, shape)
+    config = OptimiserConfig(learning_rate=1e-3, matrix_learning_rate=0.02, weight_decay=0.3)
+    optimiser = build_optimiser(block, config)
+    matrices = block_matrices(block)
+    momentum = [torch.zeros_like(p) for p in matrices]
+    for _ in range(3):
+        optimiser.zero_grad()
+        tokens = torch.randn(2, 9, shape.width)
+        (block(tokens) - torch.randn(2, 9, shape.width)).square().sum().backward()
+        before = [p.detach().clone() for p in matrices]
+        optimiser.step()
+        for n, (matrix, old) in enumerate(zip(matrices, before, strict=True)):
+            momentum[n] = 0.95 * momentum[n] + 0.05 * matrix.grad
+            wanted = 0.05 * matrix.grad + 0.95 * momentum[n]
+            rows, columns = matrix.shape
+            step = ((1 - 0.02 * 0.3) * old - matrix.detach()) / (0.02 * max(1, rows / columns) ** 0.5)
+            values = torch.linalg.svdvals(step)
+            aligned = (step * orthogonal(wanted)).sum() / min(rows, columns)
+            # Five products bring every singular value near 1 (.5 to 1.5), but for the smallest of the gradient's.
+            assert values.max() < 1.6
+            assert 0.6 < float(aligned) < 1.25
+
+
+def test_one_state_holds_the_slots_of_all_parts(make_job: Callable[..., JobConfig]) -> None:
+    shape = build_model(make_job()).encoder.shape
+    block = Block(shape.width, shape.heads, shape)
+    optimiser = build_optimiser(block, OptimiserConfig())
+    block(torch.randn(1, 5, shape.width)).sum().backward()
+    optimiser.step()
+    slots = {name: set(optimiser.state[p]) for name, p in block.named_parameters()}
+    assert slots["mlp.0.weight"] == {"momentum_buffer"}
+    assert slots["mlp.0.bias"] == {"step", "exp_avg", "exp_avg_sq"}
+    optimiser.state.clear()
+    assert not any(part.state for part in optimiser.parts)

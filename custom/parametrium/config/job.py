@@ -217,12 +217,14 @@ class BatchConfig(Strict):
 
 
 class OptimiserConfig(Strict):
-    """AdamW and its schedule (METHODS 8.4): warm-up, then cosine, a pure function of the global step."""
+    """Muon and AdamW, and their schedule (METHODS 8.4): warm-up, then cosine, a pure function of the global step."""
 
     learning_rate: Positive = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of AdamW, which trains all but the blocks' matrices."""
+    matrix_learning_rate: Positive | None = 0.02
+    """Peak learning rate of Muon, which trains the matrices of transformer blocks; None: AdamW trains them, too."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """Decay of the first and second moments."""
+    """AdamW's decay of the first and second moments."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Decoupled weight decay of matrices; vectors, embeddings and tokens have none."""
     warmup_fraction: Fraction = 0.05

@@ -29,6 +29,7 @@ from parametrium.model.encoder import Encoder
 from parametrium.model.patch_embed import padded, patch_grid
 from parametrium.model.position import Spacing
 from parametrium.objectives.registry import PretrainingModel, build_model
+from parametrium.training.optim import Optimiser, block_matrices
 
 Extent = tuple[int, int, int]
 
@@ -58,6 +59,7 @@ class FineTuning:
         batch: crops of a step.
         rate: peak learning rate of what begins at random.
         encoder_rate: factor of it for the encoder.
+        matrix_rate: peak learning rate of Muon for the matrices of the encoder's blocks.
         decoder_first: share of the steps in which the encoder stays as it is (sawtooth, METHODS 4.1).
         weight_decay: of matrices and kernels.
     """
@@ -67,6 +69,7 @@ class FineTuning:
     batch: int = 4
     rate: float = 5e-3
     encoder_rate: float = 0.2
+    matrix_rate: float = 0.02
     decoder_first: float = 0.0
     weight_decay: float = 0.01
 
@@ -180,10 +183,7 @@ def fine_tune(network: nn.Module, samples: Sequence[Labelled], how: FineTuning, 
     """
     rng = np.random.default_rng(seed)
     encoder = list(network.encoder.parameters()) if isinstance(network, Segmenter) else []
-    known = {id(parameter) for parameter in encoder}
-    fresh = [parameter for parameter in network.parameters() if id(parameter) not in known]
-    groups = [{"params": fresh, "factor": 1.0}, {"params": encoder, "factor": how.encoder_rate}]
-    optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=how.rate, weight_decay=how.weight_decay)
+    optimiser = _optimiser(network, encoder, how)
     criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     device = next(network.parameters()).device
     losses = []
@@ -193,17 +193,33 @@ def fine_tune(network: nn.Module, samples: Sequence[Labelled], how: FineTuning, 
         for parameter in encoder:
             parameter.requires_grad_(not resting)
         for group in optimiser.param_groups:
-            group["lr"] = how.rate * group["factor"] * _rate(step, how)
+            group["lr"] = group["peak"] * _rate(step, how)
         drawn = [labelled_crop(rng, samples[int(rng.integers(len(samples)))], how.crop) for _ in range(how.batch)]
         image = torch.from_numpy(np.stack([image for image, _ in drawn]))[:, None].to(device)
         labels = torch.from_numpy(np.stack([labels for _, labels in drawn]))[:, None].to(device)
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         loss = criterion(network(image), labels)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         losses.append(float(loss.detach()))
     return losses
+
+
+def _optimiser(network: nn.Module, encoder: Sequence[nn.Parameter], how: FineTuning) -> Optimiser:
+    """As pretraining's: Muon for the matrices of the encoder's blocks, AdamW for its other parameters and all else."""
+    matrices = block_matrices(network)
+    apart = {id(parameter) for parameter in matrices}
+    known = {id(parameter) for parameter in encoder}
+    groups = [
+        {"params": [p for p in network.parameters() if id(p) not in known], "peak": how.rate},
+        {"params": [p for p in encoder if id(p) not in apart], "peak": how.rate * how.encoder_rate},
+    ]
+    decay = how.weight_decay
+    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=decay)]
+    if matrices:
+        parts.append(torch.optim.Muon([{"params": matrices, "peak": how.matrix_rate}], weight_decay=decay))
+    return Optimiser(parts)
 
 
 def _rate(step: int, how: FineTuning) -> float:

@@ -1,16 +1,51 @@
-"""AdamW with correct parameter groups, and the learning rate as a pure function of the global step (METHODS 8.4)."""
+"""Muon for the blocks' matrices, AdamW for all else; the learning rate as a pure function of the global step.
+
+METHODS 8.4 gives AdamW for everything. With it an encoder learns too slowly to be of use after the steps that a hospital can
+afford (docs/transfer.md): its gradients are of low rank, and most directions of a matrix hardly move. Muon (Jordan, 2024;
+``torch.optim.Muon``) moves all of them equally, by making the step orthogonal.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
 from parametrium.config import OptimiserConfig
+from parametrium.model.attention import Block
 from parametrium.model.template import Template
 
 TEMPLATE_RATE = 10.0
 """Learning rate of templates over that of everything else (METHODS 8.4): a voxel is trained by a few crops only."""
+
+
+class Optimiser:
+    """Several optimisers of torch behind one list of groups and one state, each with parameters of its own.
+
+    Args:
+        parts: at least one; their states become one.
+
+    Attributes:
+        param_groups: of all parts, in their order.
+        state: slots by parameter, of all parts.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        self.param_groups = [group for part in parts for group in part.param_groups]
+        self.state = parts[0].state
+        for part in parts[1:]:
+            part.state = self.state
+
+    def zero_grad(self) -> None:
+        """Takes the gradients away: a parameter without one is not moved, nor decayed, by the next step."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Moves every parameter that has a gradient."""
+        for part in self.parts:
+            part.step()
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, object]]:
@@ -26,23 +61,37 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters; one without a gradient in a step is not moved, nor decayed, by that step.
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Matrices of the linear layers inside of transformer blocks: what Muon is for, both ends of each being hidden."""
+    blocks = (module for module in model.modules() if isinstance(module, Block))
+    return [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
 
-    Each group has a ``factor`` of the learning rate, see ``set_learning_rate``; templates have a group of their own.
+
+def build_optimiser(model: nn.Module, config: OptimiserConfig) -> Optimiser:
+    """Optimiser of all parameters; one without a gradient in a step is not moved, nor decayed, by that step.
+
+    Each group has a ``factor`` of the learning rate, see ``set_learning_rate``; templates have a group of their own, and so
+    have the blocks' matrices where ``config.matrix_learning_rate`` is set.
     """
     templates = [module.values for module in model.modules() if isinstance(module, Template)]
-    apart = {id(values) for values in templates}
+    matrices = [] if config.matrix_learning_rate is None else block_matrices(model)
+    apart = {id(values) for values in templates + matrices}
     others = ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in apart)
     groups = [group | {"factor": 1.0} for group in parameter_groups(others, config.weight_decay)]
     if templates:
         groups.append({"params": templates, "weight_decay": 0.0, "factor": TEMPLATE_RATE})
-    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=config.betas, fused=True)]
+    if matrices and config.matrix_learning_rate is not None:
+        factor = config.matrix_learning_rate / config.learning_rate
+        # "original": a step's largest singular value follows the rate alone, so that a rate serves narrow and wide encoders.
+        group = {"params": matrices, "weight_decay": config.weight_decay, "factor": factor}
+        parts.append(torch.optim.Muon([group], adjust_lr_fn="original"))
+    optimiser = Optimiser(parts)
     set_learning_rate(optimiser, config.learning_rate)
     return optimiser
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimiser: Optimiser, rate: float) -> None:
     """Gives every group the rate times its factor."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["factor"]

@@ -14,7 +14,7 @@ from parametrium.model.modality import Owner, tensor_owners
 from parametrium.objectives.objective import Outcome
 from parametrium.objectives.registry import PretrainingModel, build_model
 from parametrium.objectives.schedule import objectives_at, weight_at
-from parametrium.training.optim import build_optimiser, learning_rate, set_learning_rate
+from parametrium.training.optim import Optimiser, build_optimiser, learning_rate, set_learning_rate
 
 
 @dataclass
@@ -23,7 +23,7 @@ class TrainState:
 
     Attributes:
         model: the model on its device.
-        optimiser: AdamW; its moments stay at the site over rounds (METHODS 5.3).
+        optimiser: its moments stay at the site over rounds (METHODS 5.3).
         owners: to whom each tensor belongs.
         device: where it trains.
         step: global step, counted over the whole run.
@@ -32,7 +32,7 @@ class TrainState:
     """
 
     model: PretrainingModel
-    optimiser: torch.optim.AdamW
+    optimiser: Optimiser
     owners: dict[str, Owner]
     device: torch.device
     step: int = 0
@@ -86,7 +86,7 @@ def train_step(state: TrainState, batches: Batches, job: JobConfig, site: str) -
     """
     report = StepReport()
     state.model.train()
-    state.optimiser.zero_grad(set_to_none=True)
+    state.optimiser.zero_grad()
     for config in objectives_at(state.step, job):
         objective = state.model.objective(config.kind)
         layout = objective.request(1, 1).layout

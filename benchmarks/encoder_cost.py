@@ -6,8 +6,8 @@
 Arithmetic is counted by torch while it runs, windowed and with every block global (``--crop`` and mask ratio as said).
 Memory is what the backward pass keeps: every tensor that autograd saved, each storage once, without the parameters,
 under bf16 autocast as on a GPU; it is measured for one crop and grows in proportion to the crops. To it come weights,
-gradients and the optimiser's moments in fp32: 12 bytes a parameter of the blocks' matrices (Muon has one moment), 16 of the
-others (AdamW has two). A GPU's workspace and fragmentation are not in it.
+gradients and the optimiser's moments in fp32: 12 bytes a parameter of the blocks' matrices (Muon has one moment), 16 of
+the others (AdamW has two). A GPU's workspace and fragmentation are not in it.
 On a GPU the time table also has the share of the card's bf16 peak (``--peak`` in TFLOP/s), with and without compile.
 """
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cohort_files import ct, row, save, write_rows
-from parametrium.config import JobConfig, PolicyConfig, SiteConfig, TextConfig
+from parametrium.config import JobConfig, OptimiserConfig, PolicyConfig, SiteConfig, TextConfig
 from parametrium.data.loader import Batches, CropLoader
 from parametrium.errors import PolicyError, TrainingError
 from parametrium.objectives.registry import initial_tensors
@@ -379,6 +379,9 @@ def test_checkpointing_and_compiling_train_the_same_model(small_job: MakeJob, tm
     assert plain.keys() == again.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in plain.items())
     if shutil.which("g++"):
+        # Under AdamW: Muon makes the directions in which a gradient is no more than rounding as long as the others.
+        job = job.model_copy(update={"optimiser": OptimiserConfig(matrix_learning_rate=None)})
+        plain = rounds_of(job, folder, "plain under AdamW")
         compiled = rounds_of(job, folder, "compiled", compile=True)
         assert all(torch.allclose(compiled[name], tensor, atol=2e-4) for name, tensor in plain.items())
 

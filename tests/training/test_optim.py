@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from parametrium.config import JobConfig, OptimiserConfig
-from parametrium.objectives.registry import build_model
 from parametrium.model.attention import Block
+from parametrium.objectives.registry import build_model
 from parametrium.training.optim import (
     block_matrices,
     build_optimiser,

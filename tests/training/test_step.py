@@ -138,7 +138,9 @@ def test_the_rate_is_that_of_the_global_step(make_job: MakeJob) -> None:
     state.step = 17
     train_step(state, batches_of(state, job, PAIRED, 17), job, "alpha")
     expected = learning_rate(17, 40, job.optimiser)
-    assert {group["lr"] for group in state.optimiser.param_groups} == {expected}
+    adamw, (muon,) = ([group["lr"] for group in part.param_groups] for part in state.optimiser.parts)
+    assert set(adamw) == {expected}
+    assert muon == pytest.approx(expected * 0.02 / 1e-3)
 
 
 @pytest.mark.parametrize("schedule", ["cyclic", "summed"])

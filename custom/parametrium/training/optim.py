@@ -1,15 +1,15 @@
 """Muon for the blocks' matrices, AdamW for all else; the learning rate as a pure function of the global step.
 
-METHODS 8.4 gives AdamW for everything. With it an encoder learns too slowly to be of use after the steps that a hospital can
-afford (docs/transfer.md): its gradients are of low rank, and most directions of a matrix hardly move. Muon (Jordan, 2024;
-``torch.optim.Muon``) moves all of them equally, by making the step orthogonal.
+METHODS 8.4 gives AdamW for everything. With it an encoder learns too slowly to be of use after the steps that a
+hospital can afford (docs/transfer.md): its gradients are of low rank, and most directions of a matrix hardly move. Muon
+(Jordan, 2024; ``torch.optim.Muon``) moves all of them equally, by making the step orthogonal.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parametrium.config import OptimiserConfig
 from parametrium.model.attention import Block
@@ -61,7 +61,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+def block_matrices(model: nn.Module) -> list[Tensor]:
     """Matrices of the linear layers inside of transformer blocks: what Muon is for, both ends of each being hidden."""
     blocks = (module for module in model.modules() if isinstance(module, Block))
     return [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
@@ -70,12 +70,12 @@ def block_matrices(model: nn.Module) -> list[nn.Parameter]:
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> Optimiser:
     """Optimiser of all parameters; one without a gradient in a step is not moved, nor decayed, by that step.
 
-    Each group has a ``factor`` of the learning rate, see ``set_learning_rate``; templates have a group of their own, and so
-    have the blocks' matrices where ``config.matrix_learning_rate`` is set.
+    Each group has a ``factor`` of the learning rate, see ``set_learning_rate``; templates have a group of their own,
+    and so have the blocks' matrices where ``config.matrix_learning_rate`` is set.
     """
     templates = [module.values for module in model.modules() if isinstance(module, Template)]
     matrices = [] if config.matrix_learning_rate is None else block_matrices(model)
-    apart = {id(values) for values in templates + matrices}
+    apart = {id(values) for values in (*templates, *matrices)}
     others = ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in apart)
     groups = [group | {"factor": 1.0} for group in parameter_groups(others, config.weight_decay)]
     if templates:
@@ -83,7 +83,7 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig) -> Optimiser:
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=config.betas, fused=True)]
     if matrices and config.matrix_learning_rate is not None:
         factor = config.matrix_learning_rate / config.learning_rate
-        # "original": a step's largest singular value follows the rate alone, so that a rate serves narrow and wide encoders.
+        # "original": a step's largest singular value follows the rate alone, so that one rate serves every width.
         group = {"params": matrices, "weight_decay": config.weight_decay, "factor": factor}
         parts.append(torch.optim.Muon([group], adjust_lr_fn="original"))
     optimiser = Optimiser(parts)

@@ -17,7 +17,6 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,14 +102,12 @@ def segmentation(
         test: samples nobody trained on.
         arguments: steps, rates, modality.
     """
-    fresh = FineTuning(
+    how = FineTuning(
         crop=job.crop,
         steps=arguments.steps,
         encoder_rate=arguments.encoder_rate,
         decoder_first=arguments.decoder_first,
     )
-    # At the rate that a fresh encoder needs, one that knows something forgets.
-    kept = replace(fresh, matrix_rate=arguments.kept_rate)
     results: Scores = {}
     networks: dict[str, nn.Module] = {}
     for arm in (*starts, *labelled):
@@ -119,7 +116,6 @@ def segmentation(
             networks[arm] = small_cnn(len(STRUCTURES))
         else:
             networks[arm] = segmenter_of(job, arguments.modality, len(STRUCTURES), starts[arm])
-        how = fresh if starts.get(arm) is None else kept
         fine_tune(networks[arm], labelled.get(arm, labelled[CNN]), how, job.seed)
         dice = dice_scores(networks[arm], test, STRUCTURES, how.crop)
         results[arm] = {name: statistics.mean(scores) for name, scores in dice.items()}
@@ -209,7 +205,6 @@ def main() -> None:
     parser.add_argument("--modality", default="CBCT", help="that is segmented")
     parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning")
     parser.add_argument("--encoder-rate", type=float, default=0.2)
-    parser.add_argument("--kept-rate", type=float, default=0.004, help="matrix rate of an encoder that knows something")
     parser.add_argument("--decoder-first", type=float, default=0.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2)

@@ -83,10 +83,10 @@ def blobs(count: int, edge: int = 20) -> list[Labelled]:
     return made
 
 
-def segmenter(patch: int = 4) -> Segmenter:
+def segmenter(patch: int = 4, pretrained: bool = False) -> Segmenter:
     torch.manual_seed(0)
     shape = replace(PRESETS["tiny"], patch=patch, width=24, depth=2, heads=2)
-    return Segmenter(Encoder(("CT", "T2"), shape), 1, MM, 2)
+    return Segmenter(Encoder(("CT", "T2"), shape), 1, MM, 2, pretrained)
 
 
 @pytest.mark.parametrize("name", ["vit", "cnn"])
@@ -112,6 +112,20 @@ def test_the_encoder_rests_while_the_decoder_comes_first() -> None:
     moved = [name for name, tensor in network.encoder.named_parameters() if not torch.equal(before[name], tensor)]
     assert any(name.startswith("patch_embed.of.T2") for name in moved)
     assert not any("of.CT" in name for name in moved)
+
+
+def test_the_blocks_of_a_pretrained_encoder_move_less_than_those_of_a_fresh_one() -> None:
+    how = FineTuning(crop=(16, 16, 16), steps=1, batch=1, matrix_rate=0.02, kept_rate=0.005, weight_decay=0.0)
+    steps = {}
+    for pretrained in (False, True):
+        network = segmenter(pretrained=pretrained)
+        before = {name: tensor.clone() for name, tensor in network.named_parameters()}
+        fine_tune(network, blobs(2), how, seed=0)
+        steps[pretrained] = {name: tensor.detach() - before[name] for name, tensor in network.named_parameters()}
+    for name, step in steps[False].items():
+        matrix = ".blocks." in f".{name}" and step.ndim == 2
+        assert torch.allclose(steps[True][name], step * (0.25 if matrix else 1.0), atol=1e-7)
+    assert any(step.abs().max() > 1e-3 for name, step in steps[False].items() if "blocks" in name)
 
 
 @pytest.mark.parametrize("size", [(9, 16, 21), (3, 4, 5)])

@@ -7,10 +7,10 @@ B crops, D H W voxels, C encoder channels, S structures.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -59,7 +59,8 @@ class FineTuning:
         batch: crops of a step.
         rate: peak learning rate of what begins at random.
         encoder_rate: factor of it for the encoder.
-        matrix_rate: peak learning rate of Muon for the matrices of the encoder's blocks.
+        matrix_rate: peak learning rate of Muon for the matrices of the blocks of an encoder that begins at random.
+        kept_rate: the same where it is pretrained: at the other rate it forgets.
         decoder_first: share of the steps in which the encoder stays as it is (sawtooth, METHODS 4.1).
         weight_decay: of matrices and kernels.
     """
@@ -70,6 +71,7 @@ class FineTuning:
     rate: float = 5e-3
     encoder_rate: float = 0.2
     matrix_rate: float = 0.02
+    kept_rate: float = 0.004
     decoder_first: float = 0.0
     weight_decay: float = 0.01
 
@@ -98,18 +100,22 @@ class Segmenter(nn.Module):
         modality: index of the modality in the encoder's list.
         spacing_mm: of the crops.
         structures: S.
+        pretrained: whether the encoder knows something, which fine-tuning is to keep.
 
     Raises:
         ValueError: the patch is no power of two.
     """
 
-    def __init__(self, encoder: Encoder, modality: int, spacing_mm: Spacing, structures: int) -> None:
+    def __init__(
+        self, encoder: Encoder, modality: int, spacing_mm: Spacing, structures: int, pretrained: bool = False
+    ) -> None:
         super().__init__()
         shape = encoder.shape
         doublings = round(math.log2(shape.patch))
         if 2**doublings != shape.patch:
             raise ValueError("the decoder doubles its resolution step by step: the patch must be a power of two")
         self.encoder = encoder
+        self.pretrained = pretrained
         self.modality = modality
         self.spacing_mm = spacing_mm
         self.after = sorted({0, shape.depth // 2, shape.depth})
@@ -157,7 +163,8 @@ def segmenter_of(job: JobConfig, modality: str, structures: int, pretrained: Pre
     encoder = build_model(job).encoder
     if pretrained is not None:
         encoder.load_state_dict(pretrained.encoder.state_dict())
-    return Segmenter(encoder, job.modalities.index(modality), job.preparation.spacing_mm, structures)
+    index, spacing_mm = job.modalities.index(modality), job.preparation.spacing_mm
+    return Segmenter(encoder, index, spacing_mm, structures, pretrained is not None)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
@@ -183,7 +190,7 @@ def fine_tune(network: nn.Module, samples: Sequence[Labelled], how: FineTuning, 
     """
     rng = np.random.default_rng(seed)
     encoder = list(network.encoder.parameters()) if isinstance(network, Segmenter) else []
-    optimiser = _optimiser(network, encoder, how)
+    optimiser = _optimiser(network, how)
     criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     device = next(network.parameters()).device
     losses = []
@@ -206,20 +213,24 @@ def fine_tune(network: nn.Module, samples: Sequence[Labelled], how: FineTuning, 
     return losses
 
 
-def _optimiser(network: nn.Module, encoder: Sequence[nn.Parameter], how: FineTuning) -> Optimiser:
+def _optimiser(network: nn.Module, how: FineTuning) -> Optimiser:
     """As pretraining's: Muon for the matrices of the encoder's blocks, AdamW for its other parameters and all else."""
-    matrices = block_matrices(network)
-    apart = {id(parameter) for parameter in matrices}
-    known = {id(parameter) for parameter in encoder}
+    if not isinstance(network, Segmenter):
+        return Optimiser([torch.optim.AdamW(_group(network.parameters(), how.rate), weight_decay=how.weight_decay)])
+    matrices = block_matrices(network.encoder)
+    apart = {id(matrix) for matrix in matrices}
+    known = {id(parameter) for parameter in network.encoder.parameters()}
     groups = [
-        {"params": [p for p in network.parameters() if id(p) not in known], "peak": how.rate},
-        {"params": [p for p in encoder if id(p) not in apart], "peak": how.rate * how.encoder_rate},
+        *_group((p for p in network.parameters() if id(p) not in known), how.rate),
+        *_group((p for p in network.encoder.parameters() if id(p) not in apart), how.rate * how.encoder_rate),
     ]
-    decay = how.weight_decay
-    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=decay)]
-    if matrices:
-        parts.append(torch.optim.Muon([{"params": matrices, "peak": how.matrix_rate}], weight_decay=decay))
-    return Optimiser(parts)
+    peak = how.kept_rate if network.pretrained else how.matrix_rate
+    adamw = torch.optim.AdamW(groups, weight_decay=how.weight_decay)
+    return Optimiser([adamw, torch.optim.Muon(_group(matrices, peak), weight_decay=how.weight_decay)])
+
+
+def _group(parameters: Iterable[Tensor], peak: float) -> list[dict[str, Any]]:
+    return [{"params": list(parameters), "peak": peak}]
 
 
 def _rate(step: int, how: FineTuning) -> float:

@@ -3,7 +3,8 @@
     python benchmarks/encoder_cost.py                          # arithmetic and memory, this machine's CPU
     python benchmarks/encoder_cost.py --time tiny small        # and step times, by schedule
 
-Arithmetic is counted by torch while it runs, windowed and with every block global (``--crop`` and mask ratio as said).
+Arithmetic is counted by torch while it runs, windowed and with every block global (``--crop`` and mask ratio as said);
+that of a forward pass is for one crop, that of Muon for one step, however many crops it has.
 Memory is what the backward pass keeps: every tensor that autograd saved, each storage once, without the parameters,
 under bf16 autocast as on a GPU; it is measured for one crop and grows in proportion to the crops. To it come weights,
 gradients and the optimiser's moments in fp32: 12 bytes a parameter of the blocks' matrices (Muon has one moment), 16 of
@@ -20,13 +21,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from parametrium.config import JobConfig, parse_job
+from parametrium.config import JobConfig, OptimiserConfig, parse_job
 from parametrium.data.batch import Batch
 from parametrium.data.loader import Batches
 from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.presets import PRESETS, Architecture
-from parametrium.training.optim import block_matrices
+from parametrium.training.optim import block_matrices, build_optimiser
 from parametrium.training.step import TrainState, new_state, train_step
 
 SPACING = (1.5, 1.5, 1.5)
@@ -76,15 +77,28 @@ def resident_bytes(shape: Architecture) -> int:
     return 16 * everything - 4 * sum(matrix.numel() for matrix in block_matrices(encoder))
 
 
+def optimiser_arithmetic(shape: Architecture) -> float:
+    """Multiply-adds of the optimiser's step, in billions: Muon's products, whose cost no batch changes."""
+    encoder = Encoder(("CT",), shape)
+    for parameter in encoder.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimiser = build_optimiser(encoder, OptimiserConfig())
+    with FlopCounterMode(display=False) as counter:
+        optimiser.step()
+    return counter.get_total_flops() / 2e9
+
+
 def memory_table(crop: int, batch: int) -> None:
     """Prints parameters, arithmetic and memory of the presets."""
     print(f"one crop of {crop}^3, patch 8; memory of training at a batch of {batch} crops")
-    print("| preset | mask | parameters, M | GMAC windowed | GMAC all global | GB | GB with checkpointing |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ("GMAC windowed", "GMAC all global", "GMAC of Muon", "GB", "GB with checkpointing")
+    print(f"| preset | mask | parameters, M | {' | '.join(columns)} |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, shape in PRESETS.items():
         millions = sum(parameter.numel() for parameter in Encoder(("CT",), shape).parameters()) / 1e6
         for ratio in (0.75, 0.0):
-            macs = arithmetic(shape, crop, ratio), arithmetic(replace(shape, global_every=1), crop, ratio)
+            everywhere = arithmetic(replace(shape, global_every=1), crop, ratio)
+            macs = arithmetic(shape, crop, ratio), everywhere, optimiser_arithmetic(shape)
             memory = [
                 (resident_bytes(shape) + batch * kept_bytes(shape, crop, ratio, checkpointing)) / 1e9
                 for checkpointing in (False, True)

@@ -70,16 +70,14 @@ def kept_bytes(shape: Architecture, crop: int, ratio: float, checkpointing: bool
     return sum(kept.values())
 
 
-def resident_bytes(shape: Architecture) -> int:
+def resident_bytes(encoder: Encoder) -> int:
     """Weights, gradients and moments of an encoder."""
-    encoder = Encoder(("CT",), shape)
     everything = sum(parameter.numel() for parameter in encoder.parameters())
     return 16 * everything - 4 * sum(matrix.numel() for matrix in block_matrices(encoder))
 
 
-def optimiser_arithmetic(shape: Architecture) -> float:
+def optimiser_arithmetic(encoder: Encoder) -> float:
     """Multiply-adds of the optimiser's step, in billions: Muon's products, whose cost no batch changes."""
-    encoder = Encoder(("CT",), shape)
     for parameter in encoder.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimiser = build_optimiser(encoder, OptimiserConfig())
@@ -95,12 +93,14 @@ def memory_table(crop: int, batch: int) -> None:
     print(f"| preset | mask | parameters, M | {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|---|---|")
     for name, shape in PRESETS.items():
-        millions = sum(parameter.numel() for parameter in Encoder(("CT",), shape).parameters()) / 1e6
+        encoder = Encoder(("CT",), shape)
+        millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+        resident, products = resident_bytes(encoder), optimiser_arithmetic(encoder)
         for ratio in (0.75, 0.0):
             everywhere = arithmetic(replace(shape, global_every=1), crop, ratio)
-            macs = arithmetic(shape, crop, ratio), everywhere, optimiser_arithmetic(shape)
+            macs = arithmetic(shape, crop, ratio), everywhere, products
             memory = [
-                (resident_bytes(shape) + batch * kept_bytes(shape, crop, ratio, checkpointing)) / 1e9
+                (resident + batch * kept_bytes(shape, crop, ratio, checkpointing)) / 1e9
                 for checkpointing in (False, True)
             ]
             cells = [name, f"{ratio:g}", f"{millions:.1f}", *(f"{m:.1f}" for m in macs), *(f"{m:.1f}" for m in memory)]

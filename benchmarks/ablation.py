@@ -56,7 +56,7 @@ from parametrium.training.round import tensors_of
 from parametrium.training.step import new_state, train_step
 
 MASKED = {"kind": "masked_reconstruction", "mask_ratio": 0.75}
-CROSS = {"kind": "cross_modal_reconstruction", "mask_ratio": 0.75}
+CROSS = {"kind": "cross_modal_reconstruction", "mask_ratio": 0.97}  # the positive control's (transfer.yaml)
 TEMPLATES = {"kind": "template_reconstruction", "mask_ratio": 0.75}
 CONTRAST = {
     "kind": "soft_contrastive",
@@ -178,7 +178,7 @@ def segmented(
         torch.manual_seed(job.seed)  # decoders begin alike
         network = small_cnn(1) if name == "cnn" else segmenter_of(job, MODALITY, 1, model)
         fine_tune(network, [labelled[i] for i in order[: round(fraction * len(order))]], how, job.seed)
-        scores[f"dice/{fraction:.0%}"] = statistics.fmean(dice_scores(network, unseen, (TUMOUR,), how.crop)[TUMOUR])
+        scores[f"dice/{fraction:.0%}"] = statistics.fmean(dice_scores(network, unseen, (TUMOUR,), how)[TUMOUR])
     return scores
 
 
@@ -204,7 +204,7 @@ def one_seed(book: Book, arguments: argparse.Namespace, patients: Patients, seed
     plain = job_of("masked", seed, arguments.steps)
     fresh = build_model(plain).eval()
     features = {"untrained": encoder_features(fresh, plain), "body mask": body_mask_features, "voxels": voxel_features}
-    how = FineTuning(crop=plain.crop, steps=arguments.fine_tuning)
+    how = FineTuning(crop=plain.crop, steps=arguments.fine_tuning, precision=arguments.precision)
     book.add(seed, "cnn", lambda: segmented("cnn", None, plain, patients, how))
     book.add(seed, "scratch", lambda: segmented("scratch", None, plain, patients, how))
     for name, extract in features.items():
@@ -254,7 +254,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--steps", type=int, default=800, help="of pretraining, the same for every arm")
-    parser.add_argument("--fine-tuning", type=int, default=120, help="steps")
+    parser.add_argument("--fine-tuning", type=int, default=150, help="steps")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="bf16", help="of fine-tuning")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if not arguments.data.is_dir():

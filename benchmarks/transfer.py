@@ -5,11 +5,11 @@
 Draws a phantom cohort a seed, pretrains on all but the test patients without labels, then, with few labelled patients:
 segments organs and tumour by fine-tuning (pretrained, the same network from scratch, a small CNN; the same crops, steps
 and patients for all); finds the same structures from frozen tokens by one ridge regression (pretrained, untrained, the
-patches' own voxels; and what the CNN says of each patch); and probes the tumour's clinical variables on frozen features
-(pretrained, untrained, coarse voxels, body mask). Two more arms tell what a failure means: the CNN with ten times the
-labels, how much labels can add at all; and an encoder that was told all masks (``told.py``), how much pretraining could
-give. Prints means over seeds with their range, and the paired differences to the rivals with a t interval of 95 %.
-Cohorts and models are written below ``--out``; what is there is not made again.
+patches' own voxels; and what the CNN says of each patch); and asks all of these how large the tumour is, beside the
+clinical rows of further patients (``volumetry.py``). Two more arms, which --rivals-only leaves out, tell what a failure
+means: the CNN with ten times the labels, how much labels can add at all; and an encoder that was told all masks
+(``told.py``), how much pretraining could give. Prints means over seeds with their range, and the paired differences to
+the rivals with a t interval of 95 %. Cohorts and models are written below ``--out``; what is there is not made again.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from scipy import stats
 from token_probe import Scores, crops_of, token_probe
 from told import told
 from torch import nn
+from volumetry import FrozenReader, expected_volumes, noted
 
 from parametrium.cohort.manifest import read_cohort
 from parametrium.cohort.phantom import write_phantom
@@ -32,15 +33,6 @@ from parametrium.config import JobConfig, load_job
 from parametrium.data.cache import PreparedPatient
 from parametrium.data.loader import CropLoader
 from parametrium.data.prepare import prepare_cohort
-from parametrium.evaluation.features import (
-    Extractor,
-    body_mask_features,
-    encoder_features,
-    patient_features,
-    standardised,
-    voxel_features,
-)
-from parametrium.evaluation.probe import probe
 from parametrium.evaluation.segmentation import (
     FineTuning,
     Labelled,
@@ -50,6 +42,7 @@ from parametrium.evaluation.segmentation import (
     segmenter_of,
     small_cnn,
 )
+from parametrium.model.encoder import Encoder
 from parametrium.objectives.registry import PretrainingModel, build_model
 from parametrium.objectives.schedule import CropPlan
 from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
@@ -60,6 +53,7 @@ STRUCTURES = ("bladder", "rectum", "uterus", "tumour")
 CNN = "cnn"
 MORE_LABELS = "cnn, ten times the labels"
 VARIABLES = ("tumour_volume", "figo_stage")
+FURTHER = 1000  # the seed of a cohort's further patients lies so much higher
 
 
 def cohort_of(folder: Path, job: JobConfig, patients: int, seed: int, jobs: int) -> tuple[PreparedPatient, ...]:
@@ -91,7 +85,8 @@ def segmentation(
     job: JobConfig,
     labelled: Mapping[str, Sequence[Labelled]],
     test: Sequence[Labelled],
-    arguments: argparse.Namespace,
+    modality: str,
+    how: FineTuning,
 ) -> tuple[Scores, dict[str, nn.Module]]:
     """Mean Dice of each structure on the test patients for each arm, and the networks that reached it.
 
@@ -100,14 +95,9 @@ def segmentation(
         job: crop, seed.
         labelled: samples with masks by the CNN's arm; the other arms have those of ``CNN``.
         test: samples nobody trained on.
-        arguments: steps, rates, modality.
+        modality: of the samples.
+        how: crops, steps and rates, the same for all.
     """
-    how = FineTuning(
-        crop=job.crop,
-        steps=arguments.steps,
-        encoder_rate=arguments.encoder_rate,
-        decoder_first=arguments.decoder_first,
-    )
     results: Scores = {}
     networks: dict[str, nn.Module] = {}
     for arm in (*starts, *labelled):
@@ -115,9 +105,9 @@ def segmentation(
         if arm in labelled:
             networks[arm] = small_cnn(len(STRUCTURES))
         else:
-            networks[arm] = segmenter_of(job, arguments.modality, len(STRUCTURES), starts[arm])
+            networks[arm] = segmenter_of(job, modality, len(STRUCTURES), starts[arm])
         fine_tune(networks[arm], labelled.get(arm, labelled[CNN]), how, job.seed)
-        dice = dice_scores(networks[arm], test, STRUCTURES, how.crop)
+        dice = dice_scores(networks[arm], test, STRUCTURES, how)
         results[arm] = {name: statistics.mean(scores) for name, scores in dice.items()}
         results[arm]["mean"] = statistics.mean(results[arm].values())
         print(f"  {arm}: Dice {results[arm]['mean']:.3f}", flush=True)
@@ -125,24 +115,15 @@ def segmentation(
 
 
 def probing(
-    model: PretrainingModel, job: JobConfig, labelled: Sequence[PreparedPatient], test: Sequence[PreparedPatient]
+    networks: Mapping[str, nn.Module], patients: Sequence[PreparedPatient], job: JobConfig, how: FineTuning
 ) -> Scores:
-    """Spearman correlation of each tumour variable with a ridge's prediction, for each kind of features."""
-    extractors: dict[str, Extractor] = {
-        "pretrained": encoder_features(model, job),
-        "untrained": encoder_features(build_model(job).eval(), job),
-        "voxels": voxel_features,
-        "body mask": body_mask_features,
-    }
-    seen = patient_features(labelled, extractors, job, "phantom", "probe")
-    unseen = patient_features(test, extractors, job, "phantom", "probe-test")
-    results: Scores = {}
-    for name in extractors:
-        reference, probed = standardised(seen[name], seen[name]), standardised(unseen[name], seen[name])
-        results[name] = {}
-        for variable in (v for v in job.clinical if v.name in VARIABLES):
-            scores = probe(variable, (labelled, reference), (test, probed))
-            results[name][variable.name] = scores.get("spearman", float("nan"))
+    """Spearman correlation of the tumour volume that each network expects with the clinical variables."""
+    tumour, results = STRUCTURES.index("tumour"), Scores()
+    first = [patient.volumes[0] for patient in patients]
+    images = [volume.read(volume.offset, volume.shape)[0] for volume in first]
+    for name, network in networks.items():
+        results[name] = noted(patients, expected_volumes(network, images, tumour, how), job, VARIABLES)
+        print(f"  {name}: {results[name]}", flush=True)
     return results
 
 
@@ -159,18 +140,34 @@ def one_seed(out: Path, arguments: argparse.Namespace, seed: int) -> dict[str, S
         for group in (unseen, training)
     )
     few, index, count = drawn[: arguments.labelled], job.modalities.index(arguments.modality), len(STRUCTURES)
-    model, knowing = pretrained(folder, job, training), told(folder / "told", job, index, drawn, count)
-    labelled = {CNN: few, MORE_LABELS: drawn[: 10 * arguments.labelled]}
-    starts = {"pretrained": model, "told": knowing, "scratch": None}
-    dice, networks = segmentation(starts, job, labelled, test, arguments)
-    frozen = {"pretrained": model.encoder, "told": knowing.encoder, "untrained": build_model(job).eval().encoder}
+    starts: dict[str, PretrainingModel | None] = {"pretrained": pretrained(folder, job, training), "scratch": None}
+    labelled = {CNN: few}
+    if not arguments.rivals_only:
+        starts["told"] = told(folder / "told", job, index, drawn, count)
+        labelled[MORE_LABELS] = drawn[: 10 * arguments.labelled]
+    how = FineTuning(
+        crop=job.crop,
+        steps=arguments.steps,
+        encoder_rate=arguments.encoder_rate,
+        decoder_first=arguments.decoder_first,
+        precision=arguments.precision,
+    )
+    dice, networks = segmentation(starts, job, labelled, test, arguments.modality, how)
+    frozen: dict[str, Encoder | None] = {arm: model.encoder for arm, model in starts.items() if model}
+    frozen |= {"untrained": build_model(job).eval().encoder, "voxels": None}
     rng = np.random.default_rng(seed)
     crops = crops_of(rng, few, job, 16, count), crops_of(rng, test, job, 8, count)
     segmenters = {arm: networks[arm] for arm in labelled}
+    readers = {
+        arm: FrozenReader(encoder, crops_of(rng, few, job, 8, count), 8, index, job) for arm, encoder in frozen.items()
+    }
+    seen = job.model_copy(update={"modalities": (arguments.modality,)})
+    further = cohort_of(folder / "further", seen, arguments.probed, seed + FURTHER, arguments.jobs)
     return {
         "segmentation": dice,
-        "tokens": token_probe({**frozen, "voxels": None}, segmenters, crops, index, job, STRUCTURES),
-        "probe": probing(model, job, training[: arguments.probed], unseen),
+        "tokens": token_probe(frozen, segmenters, crops, index, job, STRUCTURES),
+        "probe": probing(networks, further, job, how),
+        "frozen probe": probing(readers, further, job, how),
     }
 
 
@@ -201,11 +198,13 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=360)
     parser.add_argument("--test", type=int, default=60, help="patients that nobody trains on")
     parser.add_argument("--labelled", type=int, default=10, help="patients whose masks are used")
-    parser.add_argument("--probed", type=int, default=100, help="patients whose clinical rows are used")
+    parser.add_argument("--probed", type=int, default=200, help="further patients, clinical rows")
     parser.add_argument("--modality", default="CBCT", help="that is segmented")
     parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning")
     parser.add_argument("--encoder-rate", type=float, default=0.2)
     parser.add_argument("--decoder-first", type=float, default=0.0)
+    parser.add_argument("--rivals-only", action="store_true", help="not the two arms that explain a failure")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="bf16", help="of fine-tuning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
@@ -217,7 +216,8 @@ def main() -> None:
         (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
     table("Dice", [result["segmentation"] for result in results], ("scratch", CNN))
     table("frozen tokens, average precision", [result["tokens"] for result in results], ("untrained", "voxels", CNN))
-    table("Spearman", [result["probe"] for result in results], ("untrained", "voxels"))
+    table("volume expected by the segmenter, Spearman", [result["probe"] for result in results], ("scratch", CNN))
+    table("by frozen tokens", [result["frozen probe"] for result in results], ("untrained", "voxels"))
 
 
 if __name__ == "__main__":

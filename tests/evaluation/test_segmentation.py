@@ -95,12 +95,25 @@ def test_networks_learn_and_find_what_they_were_shown(name: str) -> None:
     network = segmenter() if name == "vit" else small_cnn(2)
     samples = blobs(6)
     how = FineTuning(crop=(16, 16, 16), steps=40, batch=2, rate=5e-3)
-    untrained = dice_scores(network, samples[4:], ("ball", "cube"), how.crop)
+    untrained = dice_scores(network, samples[4:], ("ball", "cube"), how)
     losses = fine_tune(network, samples[:4], how, seed=0)
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
-    found = dice_scores(network, samples[4:], ("ball", "cube"), how.crop)
+    found = dice_scores(network, samples[4:], ("ball", "cube"), how)
     assert {len(scores) for scores in found.values()} == {2}
     assert np.mean([*found["ball"], *found["cube"]]) > 0.5 > np.mean([*untrained["ball"], *untrained["cube"]])
+
+
+def test_bf16_is_used_where_it_is_asked_for_and_learns_the_same() -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        network, seen = segmenter(), set()
+        network.head.register_forward_hook(lambda _, inputs, output, seen=seen: seen.add(output.dtype))
+        how = FineTuning(crop=(16, 16, 16), steps=6, batch=2, precision=precision)  # type: ignore[arg-type]
+        losses[precision] = fine_tune(network, blobs(2), how, seed=0)
+        dice_scores(network, blobs(1), ("ball", "cube"), how)
+        assert seen == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["bf16"] != losses["fp32"]
 
 
 def test_the_encoder_rests_while_the_decoder_comes_first() -> None:
@@ -157,7 +170,9 @@ def test_dice_against_counting() -> None:
     rng = np.random.default_rng(0)
     samples = [Labelled(rng.normal(size=(7, 9, 8)).astype(np.float32), rng.integers(0, 2, (7, 9, 8), np.uint8))]
     samples.append(Labelled(-np.ones((7, 9, 8), dtype=np.float32), np.zeros((7, 9, 8), dtype=np.uint8)))
-    (score,) = dice_scores(Threshold(), samples, ("s",), (8, 8, 8))["s"]  # where neither has it, nothing counts
+    (score,) = dice_scores(Threshold(), samples, ("s",), FineTuning(crop=(8, 8, 8)))[
+        "s"
+    ]  # where neither has it, nothing counts
     both = true = found = 0
     for value, label in zip(samples[0].image.flat, samples[0].labels.flat, strict=True):
         found, true, both = found + (value > 0), true + int(label), both + (value > 0 and label == 1)

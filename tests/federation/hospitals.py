@@ -67,7 +67,7 @@ def write_site(
 
 def write_config(folder: Path, name: str, home: Path, objectives: Sequence[str] = ()) -> Path:
     site = {"site": name, "cohort": str(home / "scans"), "cache": str(home / "cache"), "state": str(home / "state")}
-    policy: dict[str, Any] = {"minimum_patients": 1, "minimum_local_steps": 1}
+    policy: dict[str, Any] = {"minimum_patients": 1, "minimum_local_steps": 1, "minimum_template_patients": 1}
     if objectives:
         policy["objectives"] = list(objectives)
     path = folder / f"{name}.yaml"

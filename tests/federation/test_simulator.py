@@ -169,6 +169,22 @@ def test_one_site_alone_learns_the_same_with_and_without_a_federation(tmp_path: 
         assert all(one[name].equal(two[name]) for name in one)
 
 
+def test_a_template_that_one_site_alone_trained_is_not_shown_to_the_other(tmp_path: Path) -> None:
+    kind = "template_reconstruction"
+    held = {"alpha": ["CT"], "bravo": ["CT", "T1"]}
+    sites = [write_site(tmp_path, name, modalities, objectives=[kind]) for name, modalities in held.items()]
+    job = write_job(tmp_path / "job.yaml", objectives=[{"kind": kind}], rounds=1)
+    env = environment(tmp_path / "recorded", {})
+    command = run_command("simulate", job, *sites, "--out", tmp_path / "run", "--timeout", "120", env=env)
+    run = Run(command, tmp_path / "run", tmp_path / "recorded", job)
+    assert command.returncode == 0, command.stderr.decode()
+    before, after, (sent, _) = run.model(0), run.model(1), run.update("bravo", 0)
+    names = {modality: f"encoder.templates.of.{modality}.values" for modality in ("CT", "T1")}
+    assert set(names.values()) <= sent.keys(), "the site sends both, and the server decides"
+    assert not before[names["CT"]].equal(after[names["CT"]])
+    assert before[names["T1"]].equal(after[names["T1"]])
+
+
 def owners_of(job: Path) -> dict[str, Owner]:
     return dict(tensor_owners(build_model(load_job(job))))
 

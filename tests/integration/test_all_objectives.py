@@ -11,10 +11,10 @@ from torch import Tensor
 
 from cohort_files import ct, row, save, write_rows
 from parametrium.config import JobConfig, ObjectiveKind, PolicyConfig, SiteConfig, TextConfig
-from parametrium.model.modality import tensor_owners
+from parametrium.model.modality import Owner, tensor_owners
 from parametrium.objectives.registry import build_model, initial_tensors
 from parametrium.site.trainer import SiteTrainer
-from parametrium.training.aggregation import aggregate
+from parametrium.training.aggregation import aggregate, templates_of_many
 from parametrium.training.update import Update, check_update
 
 KINDS = get_args(ObjectiveKind)
@@ -92,6 +92,9 @@ def test_a_site_skips_what_it_lacks_and_is_counted_for_nothing_of_it(
             assert objective_of(name) not in skipped
             assert owners[name].modality in (None, "T1")
         assert not any(owners[name].modality == "PET" for update in updates for name in update.tensors)
+        shown = templates_of_many(updates, owners, job.aggregation.minimum_template_sites)
+        kept = {owners[name] for name in rich.tensors.keys() - shown[0].tensors.keys()}
+        assert kept == {Owner("fill", "CT")}, "only one site has CT: the other is not shown what its patients look like"
         after = aggregate(tensors, updates)
         for name, before in tensors.items():
             if name not in rich.tensors and name not in poor.tensors:

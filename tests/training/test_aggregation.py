@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from parametrium.training.aggregation import Rule, aggregate
+from parametrium.model.modality import SHARED, Owner
+from parametrium.training.aggregation import Rule, aggregate, templates_of_many
 from parametrium.training.update import Update
 
 NAMES = ("shared", "ct", "pet", "nobody")
@@ -115,6 +116,19 @@ def test_the_whole_model_rule_dilutes_a_rare_modality() -> None:
     assert after["ct"].tolist() == [3, 3, 3]
     assert after["shared"].tolist() == [3, 3, 3]
     assert aggregate(model, [alpha, beta])["ct"].tolist() == [4, 4, 4]
+
+
+@given(models, updates(), rules, st.integers(1, 4))
+def test_a_template_that_few_sites_trained_stays_and_nothing_else_changes(
+    model: dict[str, Tensor], given_: list[Update], rule: Rule, minimum: int
+) -> None:
+    owners = dict.fromkeys(NAMES, SHARED) | {"ct": Owner("fill", "CT"), "pet": Owner("embed", "PET")}
+    after = aggregate(model, templates_of_many(given_, owners, minimum), rule=rule)
+    freely = aggregate(model, given_, rule=rule)
+    many = sum("ct" in update.tensors for update in given_) >= minimum
+    for name in NAMES:
+        assert torch.equal(after[name], freely[name] if name != "ct" or many else model["ct"])
+    assert templates_of_many(given_, owners, 1) == given_
 
 
 @given(models, vectors, st.integers(1, 10**6))

@@ -244,6 +244,8 @@ class AggregationConfig(Strict):
     """Factor of the aggregated difference."""
     max_update_norm: Positive | None = None
     """An update whose L2 norm is larger is rejected; None accepts any finite norm."""
+    minimum_template_sites: Count = 2
+    """A template is an image: in a federation it stays as it is in rounds in which fewer sites train it."""
 
 
 class EvaluationConfig(Strict):

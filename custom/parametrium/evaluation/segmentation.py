@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from parametrium.model.patch_embed import padded, patch_grid
 from parametrium.model.position import Spacing
 from parametrium.objectives.registry import PretrainingModel, build_model
 from parametrium.training.optim import Optimiser, block_matrices
+from parametrium.training.step import autocast
 
 Extent = tuple[int, int, int]
 
@@ -63,6 +64,8 @@ class FineTuning:
         kept_rate: the same where it is pretrained: at the other rate it forgets.
         decoder_first: share of the steps in which the encoder stays as it is (sawtooth, METHODS 4.1).
         weight_decay: of matrices and kernels.
+        precision: bf16 autocasts the forward pass, in testing, too; auto: where the device has units for it. The
+            convolutions at full resolution take half the time in bf16 also on a CPU with AVX-512 alone.
     """
 
     crop: Extent
@@ -74,6 +77,7 @@ class FineTuning:
     kept_rate: float = 0.004
     decoder_first: float = 0.0
     weight_decay: float = 0.01
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 def labelled_volumes(
@@ -205,7 +209,9 @@ def fine_tune(network: nn.Module, samples: Sequence[Labelled], how: FineTuning, 
         image = torch.from_numpy(np.stack([image for image, _ in drawn]))[:, None].to(device)
         labels = torch.from_numpy(np.stack([labels for _, labels in drawn]))[:, None].to(device)
         optimiser.zero_grad()
-        loss = criterion(network(image), labels)
+        with autocast(how.precision, device):
+            logits = network(image)
+        loss = criterion(logits.float(), labels)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
@@ -258,22 +264,28 @@ def labelled_crop(
 
 @torch.no_grad()
 def dice_scores(
-    network: nn.Module, samples: Sequence[Labelled], structures: Sequence[str], crop: Extent
+    network: nn.Module, samples: Sequence[Labelled], structures: Sequence[str], how: FineTuning
 ) -> dict[str, list[float]]:
-    """Dice of each structure in each volume, by sliding windows that overlap by a quarter.
+    """Dice of each structure in each volume, by sliding windows as large as crops that overlap by a quarter.
 
     Returns:
         By structure, one number a volume in which it is drawn or found.
     """
     network.eval()
-    device = next(network.parameters()).device
     scores: dict[str, list[float]] = {name: [] for name in structures}
     for sample in samples:
-        image = torch.from_numpy(sample.image)[None, None].to(device)
-        logits = sliding_window_inference(image, crop, 4, network, overlap=0.25, mode="gaussian")
-        found = cast(Tensor, logits)[0].argmax(0).cpu().numpy()
+        found = window_logits(network, sample.image, how).argmax(0).numpy()
         for label, name in enumerate(structures, start=1):
             a, b = found == label, sample.labels == label
             if a.any() or b.any():
                 scores[name].append(2 * float(np.logical_and(a, b).sum()) / float(a.sum() + b.sum()))
     return scores
+
+
+def window_logits(network: nn.Module, image: NDArray[np.float32], how: FineTuning) -> Tensor:
+    """What a network says of a whole volume [D, H, W]: logits [S + 1, D, H, W] on the CPU, its windows blended."""
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    volume = torch.from_numpy(image)[None, None].to(device)
+    with autocast(how.precision, device):
+        logits = sliding_window_inference(volume, how.crop, 4, network, overlap=0.25, mode="gaussian")
+    return cast(Tensor, logits)[0].float().cpu()

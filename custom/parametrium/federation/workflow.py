@@ -26,7 +26,7 @@ from parametrium.federation.place import job_of, job_workspace, run_place, start
 from parametrium.model.modality import Owner, tensor_owners
 from parametrium.objectives.registry import build_model
 from parametrium.privacy.egress import check_scalars
-from parametrium.training.aggregation import aggregate
+from parametrium.training.aggregation import aggregate, templates_of_many
 from parametrium.training.round import evaluation_due
 from parametrium.training.run_folder import Contribution, RunFolder, Status, contribution_of
 from parametrium.training.update import Update, check_update
@@ -133,7 +133,8 @@ class _Run:
         enough = len(updates) >= self.job.minimum_sites
         rule = self.job.aggregation
         if enough:
-            model = aggregate(model, updates, rule=rule.rule, server_learning_rate=rule.server_learning_rate)
+            shown = templates_of_many(updates, owners, rule.minimum_template_sites)
+            model = aggregate(model, shown, rule=rule.rule, server_learning_rate=rule.server_learning_rate)
             self.folder.save_model(number + 1, model)
         self.folder.add_round(number, contributions, scalars, time.monotonic() - started)
         self._require(len(updates), f"updates were accepted in round {number}")

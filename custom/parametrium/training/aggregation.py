@@ -4,12 +4,15 @@ The server and ``parametrium train`` both go through here: one site alone in a f
 training bit for bit.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from parametrium.model.modality import Owner
 from parametrium.training.update import Update
 
 Rule = Literal["per_tensor", "whole_model"]
@@ -39,6 +42,25 @@ def aggregate(
         name: _next(name, tensor, ordered, rule, server_learning_rate) if _trained(name, ordered) else tensor
         for name, tensor in model.items()
     }
+
+
+def templates_of_many(updates: Sequence[Update], owners: Mapping[str, Owner], minimum_sites: int) -> list[Update]:
+    """The updates without templates (and their tokens) that fewer sites trained in this round (METHODS 8.5).
+
+    Every site receives the next model: a template that one hospital alone shaped would show the others its patients.
+    """
+    sites = Counter(name for update in updates for name in update.tensors)
+    few = {name for name, count in sites.items() if owners[name].role == "fill" and count < minimum_sites}
+    return [_without(update, few) for update in updates] if few else list(updates)
+
+
+def _without(update: Update, names: set[str]) -> Update:
+    return replace(
+        update,
+        tensors={name: tensor for name, tensor in update.tensors.items() if name not in names},
+        contributions={name: samples for name, samples in update.contributions.items() if name not in names},
+        steps={name: steps for name, steps in update.steps.items() if name not in names},
+    )
 
 
 def _trained(name: str, updates: Sequence[Update]) -> bool:

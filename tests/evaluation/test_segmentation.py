@@ -170,9 +170,8 @@ def test_dice_against_counting() -> None:
     rng = np.random.default_rng(0)
     samples = [Labelled(rng.normal(size=(7, 9, 8)).astype(np.float32), rng.integers(0, 2, (7, 9, 8), np.uint8))]
     samples.append(Labelled(-np.ones((7, 9, 8), dtype=np.float32), np.zeros((7, 9, 8), dtype=np.uint8)))
-    (score,) = dice_scores(Threshold(), samples, ("s",), FineTuning(crop=(8, 8, 8)))[
-        "s"
-    ]  # where neither has it, nothing counts
+    # Where neither has it, nothing counts.
+    (score,) = dice_scores(Threshold(), samples, ("s",), FineTuning(crop=(8, 8, 8)))["s"]
     both = true = found = 0
     for value, label in zip(samples[0].image.flat, samples[0].labels.flat, strict=True):
         found, true, both = found + (value > 0), true + int(label), both + (value > 0 and label == 1)

@@ -133,13 +133,24 @@ class _Run:
         enough = len(updates) >= self.job.minimum_sites
         rule = self.job.aggregation
         if enough:
-            shown = templates_of_many(updates, owners, rule.minimum_template_sites)
+            shown = self._shown(number, updates, owners)
             model = aggregate(model, shown, rule=rule.rule, server_learning_rate=rule.server_learning_rate)
             self.folder.save_model(number + 1, model)
         self.folder.add_round(number, contributions, scalars, time.monotonic() - started)
         self._require(len(updates), f"updates were accepted in round {number}")
         log.info("round %d of %d: %d of %d sites", number + 1, self.job.rounds, len(updates), len(self.sites))
         return dict(model)
+
+    def _shown(self, number: int, updates: Sequence[Update], owners: Mapping[str, Owner]) -> list[Update]:
+        """What goes into the model that every site receives."""
+        minimum = self.job.aggregation.minimum_template_sites
+        shown = templates_of_many(updates, owners, minimum)
+        pairs = zip(updates, shown, strict=True)
+        kept = {owners[name].modality for sent, passed in pairs for name in sent.tensors.keys() - passed.tensors.keys()}
+        for modality in sorted(str(modality) for modality in kept):
+            text = "round %d: fewer than minimum_template_sites (%d) trained the template of %s; it stays as it is"
+            log.warning(text, number, minimum, modality)
+        return shown
 
     def _checked(self, answer: Shareable | None, site: str, number: int, model: Mapping[str, Tensor]) -> Update:
         update = read_update(answer, site)

@@ -207,7 +207,11 @@ def one_seed(book: Book, arguments: argparse.Namespace, patients: Patients, seed
     features = {"untrained": encoder_features(fresh, plain), "body mask": body_mask_features, "voxels": voxel_features}
     # So few steps are too few to move a pretrained encoder at the rate that keeps what it knows: all have the same.
     how = FineTuning(
-        crop=plain.crop, steps=arguments.fine_tuning, batch=2, kept_rate=0.02, precision=arguments.precision
+        crop=plain.crop,
+        steps=arguments.fine_tuning,
+        batch=2,
+        kept_rate=FineTuning.matrix_rate,
+        precision=arguments.precision,
     )
     for name in ("cnn", "scratch"):
         book.add(seed, name, "dice", lambda name=name: segmented(name, None, plain, patients, how))

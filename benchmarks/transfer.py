@@ -53,6 +53,7 @@ STRUCTURES = ("bladder", "rectum", "uterus", "tumour")
 CNN = "cnn"
 MORE_LABELS = "cnn, ten times the labels"
 VARIABLES = ("tumour_volume", "figo_stage")
+SHOWN = 8  # crops of each labelled patient that tell frozen tokens what a structure is
 FURTHER = 1000  # the seed of a cohort's further patients lies so much higher
 
 
@@ -158,9 +159,8 @@ def one_seed(out: Path, arguments: argparse.Namespace, seed: int) -> dict[str, S
     rng = np.random.default_rng(seed)
     crops = crops_of(rng, few, job, 16, count), crops_of(rng, test, job, 8, count)
     segmenters = {arm: networks[arm] for arm in labelled}
-    readers = {
-        arm: FrozenReader(encoder, crops_of(rng, few, job, 8, count), 8, index, job) for arm, encoder in frozen.items()
-    }
+    shown = crops_of(rng, few, job, SHOWN, count)
+    readers = {arm: FrozenReader(encoder, shown, SHOWN, index, job) for arm, encoder in frozen.items()}
     seen = job.model_copy(update={"modalities": (arguments.modality,)})
     further = cohort_of(folder / "further", seen, arguments.probed, seed + FURTHER, arguments.jobs)
     return {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parametrium.model.modality import SHARED, Owner
-from parametrium.training.aggregation import Rule, aggregate, templates_of_many
+from parametrium.training.aggregation import Rule, aggregate, templates_of_few
 from parametrium.training.update import Update
 
 NAMES = ("shared", "ct", "pet", "nobody")
@@ -123,12 +123,12 @@ def test_a_template_that_few_sites_trained_stays_and_nothing_else_changes(
     model: dict[str, Tensor], given_: list[Update], rule: Rule, minimum: int
 ) -> None:
     owners = dict.fromkeys(NAMES, SHARED) | {"ct": Owner("fill", "CT"), "pet": Owner("embed", "PET")}
-    after = aggregate(model, templates_of_many(given_, owners, minimum), rule=rule)
+    after = aggregate(model, given_, rule=rule, keep=templates_of_few(given_, owners, minimum))
     freely = aggregate(model, given_, rule=rule)
     many = sum("ct" in update.tensors for update in given_) >= minimum
     for name in NAMES:
         assert torch.equal(after[name], freely[name] if name != "ct" or many else model["ct"])
-    assert templates_of_many(given_, owners, 1) == given_
+    assert templates_of_few(given_, owners, 1) == set()
 
 
 @given(models, vectors, st.integers(1, 10**6))

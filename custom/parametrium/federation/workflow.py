@@ -26,7 +26,7 @@ from parametrium.federation.place import job_of, job_workspace, run_place, start
 from parametrium.model.modality import Owner, tensor_owners
 from parametrium.objectives.registry import build_model
 from parametrium.privacy.egress import check_scalars
-from parametrium.training.aggregation import aggregate, templates_of_many
+from parametrium.training.aggregation import aggregate, templates_of_few
 from parametrium.training.round import evaluation_due
 from parametrium.training.run_folder import Contribution, RunFolder, Status, contribution_of
 from parametrium.training.update import Update, check_update
@@ -133,24 +133,22 @@ class _Run:
         enough = len(updates) >= self.job.minimum_sites
         rule = self.job.aggregation
         if enough:
-            shown = self._shown(number, updates, owners)
-            model = aggregate(model, shown, rule=rule.rule, server_learning_rate=rule.server_learning_rate)
+            kept, rate = self._kept(number, updates, owners), rule.server_learning_rate
+            model = aggregate(model, updates, rule=rule.rule, server_learning_rate=rate, keep=kept)
             self.folder.save_model(number + 1, model)
         self.folder.add_round(number, contributions, scalars, time.monotonic() - started)
         self._require(len(updates), f"updates were accepted in round {number}")
         log.info("round %d of %d: %d of %d sites", number + 1, self.job.rounds, len(updates), len(self.sites))
         return dict(model)
 
-    def _shown(self, number: int, updates: Sequence[Update], owners: Mapping[str, Owner]) -> list[Update]:
-        """What goes into the model that every site receives."""
+    def _kept(self, number: int, updates: Sequence[Update], owners: Mapping[str, Owner]) -> set[str]:
+        """The templates that are not passed on in this round."""
         minimum = self.job.aggregation.minimum_template_sites
-        shown = templates_of_many(updates, owners, minimum)
-        pairs = zip(updates, shown, strict=True)
-        kept = {owners[name].modality for sent, passed in pairs for name in sent.tensors.keys() - passed.tensors.keys()}
-        for modality in sorted(str(modality) for modality in kept):
+        kept = templates_of_few(updates, owners, minimum)
+        for modality in sorted({str(owners[name].modality) for name in kept}):
             text = "round %d: fewer than minimum_template_sites (%d) trained the template of %s; it stays as it is"
             log.warning(text, number, minimum, modality)
-        return shown
+        return kept
 
     def _checked(self, answer: Shareable | None, site: str, number: int, model: Mapping[str, Tensor]) -> Update:
         update = read_update(answer, site)

@@ -1,12 +1,11 @@
 """How updates become the next global model (METHODS 5.2).
 
 The server and ``parametrium train`` both go through here: one site alone in a federation therefore equals local
-training bit for bit.
+training bit for bit, but for the templates that a federation keeps from the others.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -24,6 +23,7 @@ def aggregate(
     *,
     rule: Rule = "per_tensor",
     server_learning_rate: float = 1.0,
+    keep: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """theta_p + eta sum_k n_kp delta_kp / sum_k n_kp, in float64, over sites in the order of their names.
 
@@ -33,34 +33,27 @@ def aggregate(
         rule: ``per_tensor`` weighs by n_kp; ``whole_model`` is plain FedAvg: n_k on every tensor, a tensor that a site
             did not train counts as an unchanged one.
         server_learning_rate: eta.
+        keep: tensors that stay as they are, whoever trained them; see ``templates_of_few``.
 
     Returns:
-        The next model; a tensor that nobody trained is the same object as before.
+        The next model; a tensor that is kept or that nobody trained is the same object as before.
     """
     ordered = sorted(updates, key=lambda update: update.site)
     return {
-        name: _next(name, tensor, ordered, rule, server_learning_rate) if _trained(name, ordered) else tensor
+        name: _next(name, tensor, ordered, rule, server_learning_rate)
+        if name not in keep and _trained(name, ordered)
+        else tensor
         for name, tensor in model.items()
     }
 
 
-def templates_of_many(updates: Sequence[Update], owners: Mapping[str, Owner], minimum_sites: int) -> list[Update]:
-    """The updates without templates (and their tokens) that fewer sites trained in this round (METHODS 8.5).
+def templates_of_few(updates: Sequence[Update], owners: Mapping[str, Owner], minimum_sites: int) -> set[str]:
+    """Templates, and their tokens, that fewer sites trained in this round: not to be aggregated (METHODS 8.5).
 
     Every site receives the next model: a template that one hospital alone shaped would show the others its patients.
     """
     sites = Counter(name for update in updates for name in update.tensors)
-    few = {name for name, count in sites.items() if owners[name].role == "fill" and count < minimum_sites}
-    return [_without(update, few) for update in updates] if few else list(updates)
-
-
-def _without(update: Update, names: set[str]) -> Update:
-    return replace(
-        update,
-        tensors={name: tensor for name, tensor in update.tensors.items() if name not in names},
-        contributions={name: samples for name, samples in update.contributions.items() if name not in names},
-        steps={name: steps for name, steps in update.steps.items() if name not in names},
-    )
+    return {name for name, count in sites.items() if owners[name].role == "fill" and count < minimum_sites}
 
 
 def _trained(name: str, updates: Sequence[Update]) -> bool:

@@ -183,6 +183,8 @@ def test_a_template_that_one_site_alone_trained_is_not_shown_to_the_other(tmp_pa
     assert set(names.values()) <= sent.keys(), "the site sends both, and the server decides"
     assert not before[names["CT"]].equal(after[names["CT"]])
     assert before[names["T1"]].equal(after[names["T1"]])
+    (record,) = read_lines(run.folder / "rounds.jsonl")
+    assert record["templates_kept"] == ["T1"]
 
 
 def owners_of(job: Path) -> dict[str, Owner]:

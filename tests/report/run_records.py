@@ -1,6 +1,6 @@
 """Run folders with made-up numbers, written by the writer of real ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def write_run(
     sites: Sequence[str] = ("alpha", "beta"),
     *,
     rejected: dict[tuple[int, str], str] | None = None,
+    kept: Mapping[int, Sequence[str]] | None = None,
     rounds: int | None = None,
     finish: bool = True,
     error: BaseException | None = None,
@@ -56,6 +57,7 @@ def write_run(
         job: what ran.
         sites: who took part.
         rejected: (round, site) to reason.
+        kept: round to the modalities whose templates were not passed on.
         rounds: rounds that were done; all by default.
         finish: False leaves the run without a manifest and a final evaluation.
         error: why it failed.
@@ -69,7 +71,7 @@ def write_run(
         run.add_evaluation(0, site, {"site/patients": 30.0 + n, "site/held_out_patients": 8.0, "site/volumes/CT": 29.0})
         run.add_evaluation(0, site, evaluation(job, 1.5, final=False))
     for number in range(done):
-        run.add_round(number, *_round(number, sites, rejected or {}), 1.5)
+        run.add_round(number, *_round(number, sites, rejected or {}), 1.5, (kept or {}).get(number, ()))
     if done:
         run.save_model(done, MODEL)
     if finish:

@@ -97,6 +97,14 @@ def test_every_number_of_every_table_is_on_the_page(tmp_path: Path, make_job: Ma
     assert page.open == []
 
 
+def test_templates_that_were_not_passed_on_are_named_where_there_are_any(tmp_path: Path, make_job: MakeJob) -> None:
+    write_run(tmp_path / "run", job(make_job), rounds=3, kept={0: ["T1", "CT"], 2: ["T1"]})
+    text = Page(write_report(tmp_path / "run")).text
+    assert "CT in 1 of 3 rounds; T1 in 2 of 3 rounds; fewer sites than 2 trained them" in text
+    write_run(tmp_path / "other", job(make_job))
+    assert "Templates not passed on" not in Page(write_report(tmp_path / "other")).text
+
+
 def test_the_winner_is_marked_and_the_answers_are_counted(tmp_path: Path, make_job: MakeJob) -> None:
     write_run(tmp_path / "run", job(make_job))
     page = Page(write_report(tmp_path / "run"))

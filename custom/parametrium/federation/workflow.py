@@ -132,23 +132,19 @@ class _Run:
         scalars = {update.site: update.scalars for update in updates}
         enough = len(updates) >= self.job.minimum_sites
         rule = self.job.aggregation
+        kept = templates_of_few(updates, owners, rule.minimum_template_sites) if enough else set()
         if enough:
-            kept, rate = self._kept(number, updates, owners), rule.server_learning_rate
+            rate = rule.server_learning_rate
             model = aggregate(model, updates, rule=rule.rule, server_learning_rate=rate, keep=kept)
             self.folder.save_model(number + 1, model)
-        self.folder.add_round(number, contributions, scalars, time.monotonic() - started)
+        of = sorted({str(owners[name].modality) for name in kept})
+        for modality in of:
+            text = "round %d: fewer than minimum_template_sites (%d) trained the template of %s; it stays as it is"
+            log.warning(text, number, rule.minimum_template_sites, modality)
+        self.folder.add_round(number, contributions, scalars, time.monotonic() - started, of)
         self._require(len(updates), f"updates were accepted in round {number}")
         log.info("round %d of %d: %d of %d sites", number + 1, self.job.rounds, len(updates), len(self.sites))
         return dict(model)
-
-    def _kept(self, number: int, updates: Sequence[Update], owners: Mapping[str, Owner]) -> set[str]:
-        """The templates that are not passed on in this round."""
-        minimum = self.job.aggregation.minimum_template_sites
-        kept = templates_of_few(updates, owners, minimum)
-        for modality in sorted({str(owners[name].modality) for name in kept}):
-            text = "round %d: fewer than minimum_template_sites (%d) trained the template of %s; it stays as it is"
-            log.warning(text, number, minimum, modality)
-        return kept
 
     def _checked(self, answer: Shareable | None, site: str, number: int, model: Mapping[str, Tensor]) -> Update:
         update = read_update(answer, site)

@@ -7,6 +7,7 @@ leave that machine; the page says so and is readable by its owner alone.
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,17 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         facts.append(("Stopped by rule", run.stopped))
     if run.best_round is not None:
         facts.append(("Best round", f"the model after {run.best_round} rounds; what follows was measured under it"))
+    kept = Counter(modality for record in run.rounds for modality in record["templates_kept"])
+    if kept:
+        rounds = "; ".join(
+            f"{modality} in {count} of {len(run.rounds)} rounds" for modality, count in sorted(kept.items())
+        )
+        facts.append(
+            (
+                "Templates not passed on",
+                f"{rounds}; fewer sites than {job.aggregation.minimum_template_sites} trained them",
+            )
+        )
     weights = (f"{o.kind.replace('_', ' ')} (weight {o.weight:g})" for o in job.objectives)
     size = [n * s for n, s in zip(job.crop, job.preparation.spacing_mm, strict=True)]
     return [

@@ -155,6 +155,7 @@ def _read_rounds(run: Path) -> tuple[tuple[Mapping[str, Any], ...], int]:
                 "seconds": float(line["seconds"]),
                 "sites": [_contribution(site) for site in line["sites"]],
                 "scalars": dict(line["scalars"]),
+                "templates_kept": [str(modality) for modality in line.get("templates_kept", ())],
             }
         except (KeyError, TypeError, ValueError):
             damaged += 1

@@ -2,7 +2,7 @@
 
     RUN/
         job.yaml                    the job, as it ran
-        rounds.jsonl                one JSON object a round: sites, statuses, scalars, seconds
+        rounds.jsonl                one JSON object a round: sites, statuses, scalars, seconds, templates kept
         contributions.csv           who contributed what to which round, and who was rejected why
         evaluation.jsonl            one JSON object an evaluation: round, site, scalars
         checkpoints/round_0003/     the global model after that round
@@ -17,7 +17,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -114,6 +114,7 @@ class RunFolder:
         contributions: Sequence[Contribution],
         scalars: Mapping[str, Mapping[str, float]],
         seconds: float,
+        templates_kept: Collection[str] = (),
     ) -> None:
         """Appends one finished round.
 
@@ -122,6 +123,7 @@ class RunFolder:
             contributions: every site of the run, in any order.
             scalars: by site.
             seconds: wall time of the round.
+            templates_kept: modalities whose templates were trained and yet stay as they are; too few sites did.
         """
         ordered = sorted(contributions, key=lambda c: c.site)
         _append(self.path / "contributions.csv", _csv_rows(number, ordered))
@@ -130,6 +132,7 @@ class RunFolder:
             "seconds": round(seconds, 3),
             "sites": [asdict(c) for c in ordered],
             "scalars": {site: dict(values) for site, values in sorted(scalars.items())},
+            "templates_kept": sorted(templates_kept),
         }
         _append(self.path / "rounds.jsonl", json.dumps(record) + "\n")
         for site, values in scalars.items():

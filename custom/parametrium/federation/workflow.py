@@ -137,11 +137,11 @@ class _Run:
             rate = rule.server_learning_rate
             model = aggregate(model, updates, rule=rule.rule, server_learning_rate=rate, keep=kept)
             self.folder.save_model(number + 1, model)
-        of = sorted({str(owners[name].modality) for name in kept})
-        for modality in of:
+        templates = sorted({str(owners[name].modality) for name in kept})
+        for modality in templates:
             text = "round %d: fewer than minimum_template_sites (%d) trained the template of %s; it stays as it is"
             log.warning(text, number, rule.minimum_template_sites, modality)
-        self.folder.add_round(number, contributions, scalars, time.monotonic() - started, of)
+        self.folder.add_round(number, contributions, scalars, time.monotonic() - started, templates)
         self._require(len(updates), f"updates were accepted in round {number}")
         log.info("round %d of %d: %d of %d sites", number + 1, self.job.rounds, len(updates), len(self.sites))
         return dict(model)

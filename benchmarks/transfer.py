@@ -9,7 +9,8 @@ patches' own voxels; and what the CNN says of each patch); and asks all of these
 clinical rows of further patients (``volumetry.py``). Two more arms, which --rivals-only leaves out, tell what a failure
 means: the CNN with ten times the labels, how much labels can add at all; and an encoder that was told all masks
 (``told.py``), how much pretraining could give. Prints means over seeds with their range, and the paired differences to
-the rivals with a t interval of 95 %. Cohorts and models are written below ``--out``; what is there is not made again.
+the rivals with a t interval of 95 %. Cohorts and models are written below ``--out``; what is there is not made again,
+and a pretraining that was interrupted goes on after its last round.
 """
 
 import argparse
@@ -45,6 +46,7 @@ from parametrium.evaluation.segmentation import (
 from parametrium.model.encoder import Encoder
 from parametrium.objectives.registry import PretrainingModel, build_model
 from parametrium.objectives.schedule import CropPlan
+from parametrium.site.moments import Moments
 from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
 from parametrium.training.round import tensors_of
 from parametrium.training.step import new_state, train_step
@@ -66,18 +68,25 @@ def cohort_of(folder: Path, job: JobConfig, patients: int, seed: int, jobs: int)
 
 
 def pretrained(folder: Path, job: JobConfig, patients: Sequence[PreparedPatient]) -> PretrainingModel:
-    """The job's model after all of its steps on these patients, trained here or by an earlier run."""
-    state = new_state(job, torch.device("cpu"))
-    if not (folder / "model").exists():
+    """The job's model after all of its steps on these patients; goes on where an earlier run ended."""
+    state, model = new_state(job, torch.device("cpu")), folder / f"model-{job.total_steps}"
+    if model.exists():
+        tensors, meta = load_checkpoint(model)
+        state.model.load_state_dict(tensors)
+        state.step = int(meta["steps"])
+    if state.step < job.total_steps:
+        moments = Moments(folder / f"moments-{job.total_steps}", job.name, state)
         loader, started = CropLoader(patients, job, "phantom", CropPlan(job, state.model)), time.monotonic()
-        for step, batches in enumerate(loader.steps(0, job.total_steps)):
-            report = train_step(state, batches, job, "phantom")
-            if step % 100 == 0:
-                losses = ", ".join(f"{kind} {loss:.3f}" for kind, loss in report.losses.items())
-                print(f"  step {step} of {job.total_steps}, {time.monotonic() - started:.0f} s: {losses}", flush=True)
-        save_checkpoint(folder / "model", tensors_of(state), {"steps": job.total_steps})
-    tensors, _ = load_checkpoint(folder / "model")
-    state.model.load_state_dict(tensors)
+        for number in range(state.step // job.local_steps, job.rounds):
+            moments.begin(number)
+            for batches in loader.steps(state.step, state.step + job.local_steps):
+                report = train_step(state, batches, job, "phantom")
+            moments.end(number)
+            save_checkpoint(model, tensors_of(state), {"steps": state.step})
+            losses = ", ".join(f"{kind} {loss:.3f}" for kind, loss in report.losses.items())
+            print(
+                f"  {state.step} of {job.total_steps} steps, {time.monotonic() - started:.0f} s: {losses}", flush=True
+            )
     return state.model.eval()
 
 
@@ -132,7 +141,8 @@ def one_seed(out: Path, arguments: argparse.Namespace, seed: int) -> dict[str, S
     """Everything of one seed, from what is there already where it is."""
     folder = out / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    job = load_job(arguments.job).model_copy(update={"seed": seed})
+    job = load_job(arguments.job)
+    job = job.model_copy(update={"seed": seed, "rounds": arguments.rounds or job.rounds})
     patients = cohort_of(folder, job, arguments.patients, seed, arguments.jobs)
     unseen, training = patients[: arguments.test], patients[arguments.test :]
     print(f"seed {seed}: {len(training)} patients without labels, {len(unseen)} to test", flush=True)
@@ -144,7 +154,7 @@ def one_seed(out: Path, arguments: argparse.Namespace, seed: int) -> dict[str, S
     starts: dict[str, PretrainingModel | None] = {"pretrained": pretrained(folder, job, training), "scratch": None}
     labelled = {CNN: few}
     if not arguments.rivals_only:
-        starts["told"] = told(folder / "told", job, index, drawn, count)
+        starts["told"] = told(folder / f"told-{job.total_steps}", job, index, drawn, count)
         labelled[MORE_LABELS] = drawn[: 10 * arguments.labelled]
     how = FineTuning(
         crop=job.crop,
@@ -195,6 +205,7 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", type=Path, default=Path(__file__).with_name("transfer.yaml"))
+    parser.add_argument("--rounds", type=int, help="of pretraining, instead of the job's")
     parser.add_argument("--patients", type=int, default=360)
     parser.add_argument("--test", type=int, default=60, help="patients that nobody trains on")
     parser.add_argument("--labelled", type=int, default=10, help="patients whose masks are used")

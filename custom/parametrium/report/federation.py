@@ -119,15 +119,9 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         facts.append(("Best round", f"the model after {run.best_round} rounds; what follows was measured under it"))
     kept = Counter(modality for record in run.rounds for modality in record["templates_kept"])
     if kept:
-        rounds = "; ".join(
-            f"{modality} in {count} of {len(run.rounds)} rounds" for modality, count in sorted(kept.items())
-        )
-        facts.append(
-            (
-                "Templates not passed on",
-                f"{rounds}; fewer sites than {job.aggregation.minimum_template_sites} trained them",
-            )
-        )
+        done, few = len(run.rounds), f"fewer sites than {job.aggregation.minimum_template_sites} trained them"
+        rounds = (f"{modality} in {count} of {done} rounds" for modality, count in sorted(kept.items()))
+        facts.append(("Templates not passed on", "; ".join([*rounds, few])))
     weights = (f"{o.kind.replace('_', ' ')} (weight {o.weight:g})" for o in job.objectives)
     size = [n * s for n, s in zip(job.crop, job.preparation.spacing_mm, strict=True)]
     return [

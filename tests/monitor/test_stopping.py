@@ -132,13 +132,25 @@ def test_sites_count_by_their_volumes_and_objectives_by_their_weights(make_job: 
     assert measurements(records[::-1], job) == [found]
 
 
-def test_a_site_that_is_missing_counts_with_its_last_measurement(make_job: MakeJob) -> None:
+def test_a_site_that_is_missing_counts_with_its_nearest_measurement(make_job: MakeJob) -> None:
     records = [
         record(n, site, mass) for n in (1, 2, 3) for site, mass in (("a", 0.1), ("b", 0.5)) if (n, site) != (2, "b")
     ]
     assert [m.background for m in measurements(records, make_job())] == pytest.approx([0.3, 0.3, 0.3])
     late = [record(1, "a", 0.1), record(2, "a", 0.1), record(2, "b", 0.5), record(3, "a", 0.1)]
-    assert [m.background for m in measurements(late, make_job())] == pytest.approx([0.1, 0.3, 0.3])
+    assert [m.background for m in measurements(late, make_job())] == pytest.approx([0.3, 0.3, 0.3])
+
+
+def test_a_loss_that_is_measured_late_is_no_rise(make_job: MakeJob) -> None:
+    """Latent prediction has no teacher, hence no loss, before the first round."""
+    kinds = [{"kind": "masked_reconstruction"}, {"kind": "latent_prediction"}]
+    records = [
+        record(1, "a", masked_reconstruction=1.0),
+        record(2, "a", masked_reconstruction=0.9, latent_prediction=0.5),
+        record(3, "a", masked_reconstruction=0.8, latent_prediction=0.4),
+    ]
+    found = measurements(records, make_job(objectives=kinds))
+    assert [m.held_out_loss for m in found] == pytest.approx([1.5, 1.4, 1.2])
 
 
 def test_lines_of_one_round_and_site_are_one_measurement(make_job: MakeJob) -> None:

@@ -54,6 +54,19 @@ def test_only_the_model_differs_between_two_measurements(make_job: MakeJob) -> N
     assert held_out.measure(state) != before
 
 
+def test_training_in_between_changes_no_draw_of_an_objective(make_job: MakeJob) -> None:
+    """Isotropy draws its directions by the step, and a site that was started again has not trained yet."""
+    job = job_of(make_job, objectives=[{"kind": "global_local"}])
+    state = new_state(job, CPU)
+    held_out = HeldOutLoss(memory_patients(SETS), job, "a", state.model)
+    before = held_out.measure(state)
+    weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    for step in range(2):
+        train_step(state, held_out.loader[step], job, "a")  # type: ignore[index]
+    state.model.load_state_dict(weights)
+    assert held_out.measure(state) == before != {}
+
+
 def test_what_cannot_be_measured_is_left_out(make_job: MakeJob) -> None:
     job = job_of(make_job)
     state = new_state(job, CPU)

@@ -5,7 +5,7 @@ too long. Here that is a number, the held-out loss is a second, and both are jud
 measurements in a row above a factor times the lowest one before them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from parametrium.config import JobConfig, RiseRule, StoppingConfig
@@ -52,8 +52,8 @@ class Verdict(NamedTuple):
 def measurements(records: Iterable[Mapping[str, Any]], job: JobConfig) -> list[Measurement]:
     """Means over the sites, weighted by their held-out volumes.
 
-    A site that misses a measurement counts with its last one: otherwise the mean would move with who answered, and not
-    with the model.
+    A site that misses a measurement counts with its last one, or with its first where it has none yet: otherwise the
+    mean would move with who answered, and not with the model.
 
     Args:
         records: of ``evaluation.jsonl``: round, site and scalars, in any order of the rounds. Of a number that a site
@@ -65,16 +65,20 @@ def measurements(records: Iterable[Mapping[str, Any]], job: JobConfig) -> list[M
         own = by_round.setdefault(int(record["round"]), {}).setdefault(str(record["site"]), {})
         for name, value in record["scalars"].items():
             own.setdefault(name, value)
+    first: dict[str, dict[str, float]] = {}
+    for number in sorted(by_round, reverse=True):
+        for site, scalars in by_round[number].items():
+            first[site] = first.get(site, {}) | scalars
     known: dict[str, dict[str, float]] = {}
     begun = max(objective.start for objective in job.objectives) * job.rounds
     found = []
     for number in sorted(by_round):
         for site, scalars in by_round[number].items():
             known[site] = known.get(site, {}) | scalars
-        background = {site: s.get("monitor/attention/background") for site, s in known.items()}
-        losses = {site: _total_loss(s, job) for site, s in known.items()}
-        loss = _mean(losses, known) if number >= begun else None
-        found.append(Measurement(number, _mean(background, known), loss))
+        filled = {site: scalars | known.get(site, {}) for site, scalars in first.items()}
+        background = _over_sites(_background, known, filled)
+        loss = _over_sites(lambda scalars: _total_loss(scalars, job), known, filled) if number >= begun else None
+        found.append(Measurement(number, background, loss))
     return [m for m in found if m.background is not None or m.held_out_loss is not None]
 
 
@@ -139,7 +143,19 @@ def _total_loss(scalars: Mapping[str, float], job: JobConfig) -> float | None:
     return sum(known) if known else None
 
 
-def _mean(values: Mapping[str, float | None], known: Mapping[str, Mapping[str, float]]) -> float | None:
-    pairs = [(value, known[site].get("monitor/volumes", 1.0)) for site, value in values.items() if value is not None]
-    weight = sum(volumes for _, volumes in pairs)
-    return sum(value * volumes for value, volumes in pairs) / weight if weight > 0 else None
+def _background(scalars: Mapping[str, float]) -> float | None:
+    return scalars.get("monitor/attention/background")
+
+
+def _over_sites(
+    number_of: Callable[[Mapping[str, float]], float | None],
+    known: Mapping[str, Mapping[str, float]],
+    filled: Mapping[str, Mapping[str, float]],
+) -> float | None:
+    """Mean of a number over the sites, with what is measured later only where one of them has measured it by now."""
+    if all(number_of(scalars) is None for scalars in known.values()):
+        return None
+    pairs = [(number_of(scalars), scalars.get("monitor/volumes", 1.0)) for scalars in filled.values()]
+    measured = [(value, volumes) for value, volumes in pairs if value is not None]
+    weight = sum(volumes for _, volumes in measured)
+    return sum(value * volumes for value, volumes in measured) / weight if weight > 0 else None

@@ -19,6 +19,8 @@ FEWEST_BATCHES = 4
 class HeldOutLoss:
     """The same batches, masks and draws at every call, so that only the model differs between two measurements.
 
+    A teacher is a part of the model: the loss of ``latent_prediction`` is to targets that move with it.
+
     Every objective is measured, whether its turn in the schedule has come or not; intensities are not jittered.
 
     Args:
@@ -58,6 +60,9 @@ class HeldOutLoss:
                 layout = objective.request(1, 1).layout
                 if layout not in batches:
                     continue
+                objective.step = (
+                    step  # what an objective draws by itself is that of the batch, not of the last training
+                )
                 generator = step_generator(self.job.seed, self.site, step, config.kind)
                 with autocast(self.job.precision, state.device):
                     outcome = objective(state.model.encoder, batches[layout].to(state.device), generator)

@@ -161,7 +161,7 @@ class RunFolder:
         return load_checkpoint(self.path / "checkpoints" / _checkpoint(number))[0]
 
     def verdict(self) -> Verdict:
-        """What the job's stopping rule says of everything that was measured so far, also before an interruption."""
+        """What the job's stopping rule says of everything that was measured so far."""
         return _verdict(self.path, self.job)
 
     def finish(self, rounds_done: int, sites: Sequence[str], error: BaseException | None = None) -> None:

@@ -80,8 +80,7 @@ def test_presets_have_the_sizes_they_are_named_for() -> None:
 
 
 def test_no_batch_norm_and_no_buffers_anywhere(make_job: Callable[..., JobConfig]) -> None:
-    from parametrium.objectives.registry import build_model
+    from parametrium.objectives.registry import OBJECTIVES, build_model
 
-    kinds = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive"]
-    model = build_model(make_job(objectives=[{"kind": kind} for kind in kinds]))
+    model = build_model(make_job(objectives=[{"kind": kind} for kind in OBJECTIVES]))
     assert not list(model.buffers())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from parametrium.model.attention import Attention, WindowAttention
 from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
+from parametrium.model.position import grid_positions
 from parametrium.model.presets import PRESETS, Architecture
 from parametrium.model.windows import EDGE, Grid, Windows, window_numbers, windows_of
 
@@ -202,6 +203,13 @@ def test_attention_maps_sum_to_one_and_say_where_they_are_local() -> None:
         assert not maps[-1].weights[:, 0].transpose(1, 2)[empty].any()
 
 
+def arranged(grid: Grid, ratio: float) -> tuple[torch.Tensor, Windows | None, torch.Tensor]:
+    """Tokens of two crops with their windows and where they lie, so that near ones look at each other more."""
+    index, _ = draw_mask(2, grid, ratio, torch.Generator().manual_seed(0))
+    tokens = torch.randn(*index.shape, 24, generator=torch.Generator().manual_seed(1))
+    return tokens, windows_of(index, grid), grid_positions([2 * n for n in grid], 2, MM)[index]
+
+
 def test_activation_checkpointing_gives_the_same_gradients() -> None:
     shape = replace(SHAPE, drop_path=0.3)
     gradients = []
@@ -209,26 +217,22 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
         encoder = encoder_of(shape).train()
         encoder.activation_checkpointing = again
         torch.manual_seed(7)
-        tokens = torch.randn(2, 16, 24, generator=torch.Generator().manual_seed(1))
-        encoder(tokens, windows_of(every((8, 2, 1), 2), (8, 2, 1))).patches.square().sum().backward()
+        encoder(*arranged((8, 2, 1), 0.0)).patches.square().sum().backward()
         gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 10
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_the_encoder_compiles_into_one_graph() -> None:
-    encoder, grid = encoder_of(), (8, 4, 4)
-    index, _ = draw_mask(2, grid, 0.5, torch.Generator().manual_seed(0))
-    windows, tokens = windows_of(index, grid), torch.randn(*index.shape, 24)
+    encoder, begin = encoder_of(), arranged((8, 4, 4), 0.5)
     compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)
-    assert torch.allclose(compiled(tokens, windows).patches, encoder(tokens, windows).patches, atol=1e-5)
+    assert torch.allclose(compiled(*begin).patches, encoder(*begin).patches, atol=1e-5)
 
 
 def test_bf16_stays_near_fp32() -> None:
-    encoder, grid = encoder_of(), (8, 4, 4)
-    tokens, windows = torch.randn(2, 128, 24), windows_of(every(grid, 2), grid)
-    exact = encoder(tokens, windows).patches
+    encoder, begin = encoder_of(), arranged((8, 4, 4), 0.0)
+    exact = encoder(*begin).patches
     with torch.autocast("cpu", torch.bfloat16):
-        rough = encoder(tokens, windows).patches
+        rough = encoder(*begin).patches
     assert torch.isfinite(rough).all()
     assert (rough.float() - exact).abs().mean() < 0.05 * exact.abs().mean()

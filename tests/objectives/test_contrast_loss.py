@@ -16,6 +16,7 @@ from parametrium.clinical.similarity import Similarity, gower
 from parametrium.config import JobConfig
 from parametrium.objectives.contrast_loss import (
     best_constant,
+    limited_scale,
     negative_weights,
     pair_targets,
     sigmoid_loss,
@@ -317,3 +318,13 @@ def order_after_training(form: str, softness: float) -> float:
 def test_soft_forms_order_patients_by_clinical_similarity_and_hard_ones_do_not(form: str, softness: float) -> None:
     assert order_after_training(form, softness) > 0.5
     assert abs(order_after_training(form, 0.0)) < 0.3
+
+
+def test_a_scale_that_was_too_large_can_come_back() -> None:
+    scale = torch.tensor(6.0, requires_grad=True)  # e^6 is 403
+    limited_scale(scale).backward()
+    assert float(limited_scale(scale).detach()) == pytest.approx(100.0)
+    assert float(scale.grad or 0) == pytest.approx(100.0)
+    below = torch.tensor(1.0, requires_grad=True)
+    limited_scale(below).backward()
+    assert float(below.grad or 0) == pytest.approx(math.e) == float(limited_scale(below).detach())

@@ -16,7 +16,7 @@ from parametrium.model.patch_embed import patchify
 from parametrium.model.position import grid_positions
 from parametrium.objectives import prediction
 from parametrium.objectives.block_masks import BlockMasks, draw_block_masks
-from parametrium.objectives.prediction import LatentPrediction
+from parametrium.objectives.prediction import LatentPrediction, spread_of
 from parametrium.objectives.registry import PretrainingModel, build_model
 from parametrium.training.step import new_state, train_step
 
@@ -188,6 +188,22 @@ def test_spread_shows_a_teacher_that_tells_places_but_not_patients(make_job: Mak
     assert collapsed["spread"] < 1e-3
     assert collapsed["chance"] > 0.05
     assert "spread" not in objective(model.encoder, make_batch([[0]]), seeded()).scalars
+
+
+@torch.no_grad()
+def test_spread_is_that_within_a_modality(make_job: MakeJob, make_batch: MakeBatch) -> None:
+    """A teacher that tells CT from T1 and nothing else has collapsed."""
+    model, objective = begun(make_job)
+    batch = make_batch([[0, 1], [0, 1]])
+    kept = objective.kept()
+    for modality in ("CT", "T1"):
+        kept[f"patch_embed.of.{modality}.weight"].zero_()
+    assert float(objective.targets(batch.images, batch.modality).std(0).mean()) > 1e-2
+    assert objective(model.encoder, batch, seeded()).scalars["spread"] < 1e-3
+    assert spread_of(torch.randn(3, 2, 5), torch.tensor([0, 1, 2])) is None
+    features = torch.randn(5, 2, 3)
+    by_hand = (2 * features[[0, 2]].std(0).mean() + 3 * features[[1, 3, 4]].std(0).mean()) / 5
+    assert spread_of(features, torch.tensor([0, 1, 0, 1, 1])) == pytest.approx(float(by_hand))
 
 
 def touched(model: PretrainingModel) -> set[str]:

@@ -132,6 +132,28 @@ def test_the_default_is_five_per_cent_of_warm_up() -> None:
     assert rates[-1] < 0.021 * config.learning_rate
 
 
+@pytest.mark.parametrize("matrix_rate", [None, 0.02])
+def test_an_objective_whose_turn_it_is_not_keeps_its_blocks(
+    make_job: Callable[..., JobConfig], matrix_rate: float | None
+) -> None:
+    """Also the matrices that Muon trains, which have momentum from an earlier turn."""
+    kinds = [{"kind": "masked_reconstruction"}, {"kind": "cross_modal_reconstruction"}]
+    model = build_model(make_job(objectives=kinds))
+    optimiser = build_optimiser(model, OptimiserConfig(weight_decay=0.5, matrix_learning_rate=matrix_rate))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimiser.zero_grad()
+    absent = "objectives.cross_modal_reconstruction."
+    for name, parameter in model.named_parameters():
+        parameter.grad = None if name.startswith(absent) else torch.ones_like(parameter)
+    optimiser.step()
+    assert any(name.startswith(absent) and "blocks" in name for name in before)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith(absent)
+
+
 def test_a_tensor_without_gradient_is_not_moved_by_momentum_or_decay() -> None:
     layers = nn.ModuleDict({"seen": nn.Linear(4, 4), "absent": nn.Linear(4, 4)})
     optimiser = build_optimiser(layers, OptimiserConfig(weight_decay=0.5))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from parametrium.config import JobConfig
 from parametrium.data.batch import Batch
 from parametrium.data.loader import Batches, CropLoader
 from parametrium.errors import TrainingError
+from parametrium.objectives.registry import OBJECTIVES
 from parametrium.objectives.schedule import CropPlan
 from parametrium.training.optim import learning_rate
 from parametrium.training.step import TrainState, autocast, new_state, step_generator, train_step
@@ -259,15 +261,27 @@ def test_drop_path_draws_from_numbers_of_its_own() -> None:
     assert not torch.equal(torch.rand(64), dropped)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_tensor_of_an_objective_is_dead(make_job: MakeJob, kind: str) -> None:
+@pytest.mark.parametrize("extent", [16, 20])  # one window; windows of 3 and 2 patches along each axis
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_no_tensor_of_an_objective_is_dead(make_job: MakeJob, kind: str, extent: int) -> None:
     """A tensor without gradient at a site that holds every modality would travel and never be trained."""
-    job = make_job(objectives=[{"kind": kind}], precision="fp32", batch={"patients": 6, "volumes_per_patient": 3})
+    settings: dict[str, Any] = {"text_contrastive": {"channels": 4, "crops": 1}}.get(kind, {})
+    objectives = [{"kind": kind, **settings}]
+    if kind == "modality_contrastive":
+        objectives.append({"kind": "template_reconstruction"})
+    batch = {"patients": 6, "volumes_per_patient": 3}
+    job = make_job(objectives=objectives, crop=[extent] * 3, precision="fp32", batch=batch, schedule="summed")
     state = new_state(job, CPU)
-    seen: set[str] = set()
+    for objective in objectives:
+        state.model.objective(objective["kind"]).begin_round(state.model.encoder, 0)
+    texts = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    patients = [
+        replace(patient, text=text)
+        for patient, text in zip(memory_patients([["CT", "T1", "PET"]] * 6), texts, strict=True)
+    ]
+    loader, seen = CropLoader(patients, job, "alpha", CropPlan(job, state.model)), set[str]()
     for step in range(4):
-        batches = batches_of(state, job, [["CT", "T1", "PET"]] * 6, step)
-        seen |= train_step(state, batches, job, "alpha").contributions.keys()
+        seen |= train_step(state, loader[step], job, "alpha").contributions.keys()
     assert seen == dict(state.model.named_parameters()).keys()
 
 

@@ -14,6 +14,18 @@ from torch.nn import functional as F
 
 from parametrium.clinical.similarity import Similarity
 
+STEEPEST = 100.0
+"""Largest inverse temperature (METHODS 3.3)."""
+
+
+def limited_scale(log_scale: Tensor) -> Tensor:
+    """exp(log_scale), at most ``STEEPEST``; beyond it the gradient is still that of the limit.
+
+    With a plain clamp it would be 0 there, and a scale that was once too large could never come back.
+    """
+    limited = log_scale + (log_scale.clamp(max=math.log(STEEPEST)) - log_scale).detach()
+    return limited.exp()
+
 
 def soft_targets(similarity: Similarity, softness: float, temperature: float) -> Tensor:
     """q_ij = (1 - a) [i = j] + a softmax_{j != i}(S~_ij / t); one-hot where nothing is known of patient i.

@@ -21,6 +21,7 @@ from parametrium.model.patch_embed import patch_grid
 from parametrium.model.presets import Architecture
 from parametrium.objectives.contrast_loss import (
     best_constant,
+    limited_scale,
     negative_weights,
     pair_targets,
     sigmoid_loss,
@@ -97,7 +98,7 @@ class SoftContrastive(Objective):
             similarity: of the patients.
         """
         form, softness = self.config.form, self.config.softness
-        logits = self.log_scale.exp().clamp(max=100) * cosines
+        logits = limited_scale(self.log_scale) * cosines
         if form == "sigmoid":
             targets = pair_targets(similarity, softness, self.config.similarity_power)
             return sigmoid_loss(logits + self.pair_bias, targets), sigmoid_loss(best_constant(targets), targets)

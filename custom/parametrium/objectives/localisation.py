@@ -35,6 +35,7 @@ from parametrium.objectives.boxes import (
     draw_places,
     iou,
 )
+from parametrium.objectives.contrast_loss import limited_scale
 from parametrium.objectives.filling import crop_positions
 from parametrium.objectives.objective import Objective, Outcome
 from parametrium.objectives.reconstruction import draw_pairs
@@ -82,7 +83,7 @@ class BoxHead(nn.Module):
         """[B, Q, 3] where each box token [B, Q, C] puts the box's centre: millimetres from the crop's, float32."""
         like, own = (F.normalize(self.alike(tokens).float(), dim=-1, eps=1e-6) for tokens in (image, query))
         with torch.autocast(like.device.type, enabled=False):
-            scores = self.log_sharpness.exp().clamp(max=100) * own @ like.transpose(1, 2)
+            scores = limited_scale(self.log_sharpness) * own @ like.transpose(1, 2)
             return scores.softmax(-1) @ image_mm - query_mm
 
     def forward(

@@ -17,7 +17,7 @@ from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import gather, patch_grid
 from parametrium.model.presets import Architecture
-from parametrium.objectives.contrast_loss import softmax_contrast
+from parametrium.objectives.contrast_loss import limited_scale, softmax_contrast
 from parametrium.objectives.contrastive import (
     projection_head,
     standardise_views,
@@ -106,7 +106,7 @@ class ModalityContrastive(Objective):
         b = self.project(self.template_view(encoder, batch, compared, *draw_mask(patients, grid, ratio, generator)))
         rows = batch.patient[compared.anchor]
         with torch.autocast(a.device.type, enabled=False):  # a cosine in bf16 has two digits
-            logits = self.log_scale.exp().clamp(max=100) * a @ b.T
+            logits = limited_scale(self.log_scale) * a @ b.T
             similarity = gower(batch.clinical[rows], batch.observed[rows], self.clinical)
             config = self.config
             loss, chance = softmax_contrast(logits, similarity, config.softness, config.similarity_temperature)

@@ -119,9 +119,8 @@ class LatentPrediction(Objective):
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
         """Mean over hidden patches in the body.
 
-        ``chance`` is the loss of the targets' own mean as an answer to everything. ``spread`` is the deviation of a
-        feature over the batch's crops at one place, mean over features and places: near 0, the teacher tells places
-        but no longer patients, however low the loss. Before the first round there is no teacher and nothing to measure.
+        ``chance`` is the loss of the targets' own mean as an answer to everything; ``spread`` see ``spread_of``. Before
+        the first round there is no teacher and nothing to measure.
         """
         if not self.training and not self.teacher.ready:
             return None
@@ -144,6 +143,24 @@ class LatentPrediction(Objective):
         true = gather(features, hidden.to(device))[counts[rows]]
         loss = F.smooth_l1_loss(predicted[counts[rows]].float(), true)
         scalars = {"chance": float(F.smooth_l1_loss(true.mean(0).expand_as(true), true))}
-        if len(features) > 1:
-            scalars["spread"] = float(features.std(0).mean())
+        if (spread := spread_of(features, modality)) is not None:
+            scalars["spread"] = spread
         return Outcome(loss, len(images), count(modality, encoder.modalities), scalars=scalars)
+
+
+def spread_of(features: Tensor, modality: Tensor) -> float | None:
+    """Deviation of a feature over the crops of one modality at one place, mean over crops, places and features.
+
+    Near 0, the teacher tells places and modalities but no longer patients, however low the loss.
+
+    Args:
+        features: [B, L, C] the teacher's.
+        modality: [B].
+
+    Returns:
+        None where no modality has two crops.
+    """
+    groups = [features[modality == index] for index in set(modality.tolist())]
+    spreads = [(len(group), float(group.std(0).mean())) for group in groups if len(group) > 1]
+    crops = sum(number for number, _ in spreads)
+    return sum(number * spread for number, spread in spreads) / crops if crops else None

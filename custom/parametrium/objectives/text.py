@@ -15,7 +15,7 @@ from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.patch_embed import patch_grid
 from parametrium.model.presets import Architecture
-from parametrium.objectives.contrast_loss import softmax_contrast
+from parametrium.objectives.contrast_loss import limited_scale, softmax_contrast
 from parametrium.objectives.contrastive import PROJECTION, projection_head, standardise_views, unit_vectors
 from parametrium.objectives.objective import Objective, Outcome, count
 
@@ -63,7 +63,7 @@ class TextContrastive(Objective):
         softness, temperature = self.config.softness, self.config.similarity_temperature
         with torch.autocast(text.device.type, enabled=False):  # a cosine in bf16 has two digits
             similarity = gower(batch.clinical, batch.observed, self.clinical)
-            scale = self.log_scale.exp().clamp(max=100)
+            scale = limited_scale(self.log_scale)
             both = [softmax_contrast(scale * view @ text.T, similarity, softness, temperature) for view in seen]
         loss, chance = (torch.stack(values).mean() for values in zip(*both, strict=True))
         tally = count(batch.modality, encoder.modalities)

@@ -22,7 +22,7 @@ from parametrium.config import VOCABULARY, PreparationConfig, WindowRule
 from parametrium.data import cache, prepare
 from parametrium.data.cache import OCCUPANCY, PreparedCohort, PreparedVolume, keep_unpacked
 from parametrium.data.prepare import prepare_cohort
-from parametrium.data.recipe import prepare_arrays
+from parametrium.data.recipe import Prepared, prepare_arrays, recipe_for
 from parametrium.errors import CohortError, DataError
 
 THREE_MM = PreparationConfig()
@@ -285,6 +285,25 @@ def test_what_defacing_took_is_no_body(tmp_path: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(cut, whole)
     monkeypatch.setattr(prepare, "load_volume", _forbidden)
     assert _prepared(tmp_path / "defaced") == cohort
+
+
+def test_what_defacing_drew_is_in_no_crop() -> None:
+    """Neither a patch that counts nor the encoder sees it: two fillings make the same crops."""
+    mask = np.zeros(ct().shape, dtype=np.float32)
+    mask[:, 14:17] = 1.0
+    fillings = (0.0, 300.0)  # water and bone: body in both, so that the body's outline is the same
+    crops = []
+    for filling in fillings:
+        drawn = np.where(mask > 0, np.float32(filling), ct()).astype(np.float32)
+        found = prepare_arrays(drawn, np.diag((3.0, 3.0, 3.0, 1.0)), recipe_for(THREE_MM, "CT"), mask)
+        assert isinstance(found, Prepared)
+        assert found.image[:, 13 - found.offset[1]].any()
+        assert not found.image[:, 14 - found.offset[1] : 17 - found.offset[1]].any()
+        crops.append(found)
+    assert crops[0].body.any()
+    assert crops[0].offset == crops[1].offset
+    for one, other in zip(crops[0][:2], crops[1][:2], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def _with(folder: Path, mask: np.ndarray) -> Path:

@@ -18,7 +18,7 @@ from parametrium.cohort.volume_file import VolumeFileError, open_geometry, read_
 from parametrium.config import PreparationConfig
 from parametrium.data.lattice import Spacing, Triple, lattice_box, resample
 
-RECIPE = 2
+RECIPE = 3
 """Raised whenever this code would make other voxels from the same source and settings."""
 
 _MARGIN = 2  # lattice voxels kept around the body: its edge, with the air beside it, is worth seeing
@@ -77,8 +77,9 @@ class Prepared(NamedTuple):
     """Arrays of a cache entry.
 
     Attributes:
-        image: [D, H, W] prepared intensities along right, anterior, superior; 0 outside the field of view.
-        body: [D, H, W] True in the patient and in the field of view.
+        image: [D, H, W] prepared intensities along right, anterior, superior; 0 outside the field of view and where
+            defacing took the patient's own.
+        body: [D, H, W] True in the patient, in the field of view and not defaced.
         offset: lattice index of the first voxel.
     """
 
@@ -109,7 +110,8 @@ def prepare_arrays(
         voxels: [I, J, K] in the file's order and scaling.
         affine: [4, 4] voxel to RAS+ millimetres, of the file itself.
         recipe: what to do.
-        defaced: [I, J, K], 1 where the voxels are not the patient's own; they are no body.
+        defaced: [I, J, K], 1 where the voxels are not the patient's own. They are no body, and 0 as outside the field
+            of view: a patch which holds some of them does not teach what a defacing program drew.
 
     Returns:
         The arrays, or why there are none.
@@ -123,7 +125,8 @@ def prepare_arrays(
     image, seen, offset = resample(voxels, affine, recipe.spacing_mm)
     body = body_mask(image, recipe.modality, seen)
     if defaced is not None:
-        body &= resample(defaced, affine, recipe.spacing_mm).image < _DEFACED_SHARE
+        seen &= resample(defaced, affine, recipe.spacing_mm).image < _DEFACED_SHARE
+        body &= seen
     if np.count_nonzero(body) < _MINIMUM_BODY:
         return Reason.NO_BODY
     image = normalise(image, body, recipe.rule)

@@ -102,9 +102,9 @@ def job_with(seed: int, steps: int, objectives: list[dict[str, Any]], size: Size
     """The demo's job with other objectives."""
     data = yaml.safe_load(JOB.read_text(encoding="utf-8"))
     batch = {"patients": size.batch, "volumes_per_patient": 2}
-    evaluation = {"crops": size.seen, "patients": 1000, "probe": "age"}
+    evaluation = {"crops": size.seen, "patients": 1000, "probe": None}
     objectives = [{**o, "crops": size.crops} if o["kind"] == "soft_contrastive" else o for o in objectives]
-    clinical = [variable for variable in data["clinical"] if variable["name"] in VISIBLE]
+    clinical = [{**variable, "weight": 1.0} for variable in data["clinical"] if variable["name"] in VISIBLE]
     changed = {"objectives": objectives, "batch": batch, "evaluation": evaluation, "clinical": clinical}
     return parse_job({**data, **changed, "seed": seed, "rounds": 1, "local_steps": steps})
 

@@ -72,6 +72,34 @@ def test_a_wrong_job_is_refused_by_name(changes: dict[str, Any], parts: list[str
         assert part in message
 
 
+READER: dict[str, Any] = {"kind": "soft_contrastive"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "weight", "accepted"),
+    [
+        (READER, 1.0, False),
+        (READER, 0.0, True),
+        (READER | {"softness": 0.0}, 1.0, True),
+        ({"kind": "text_contrastive", "softness": 0.0}, 1.0, False),  # a text may be the row in words
+        ({"kind": "cross_modal_reconstruction"}, 1.0, True),
+    ],
+)
+def test_what_training_is_told_of_patients_cannot_be_probed(
+    objective: dict[str, Any], weight: float, accepted: bool
+) -> None:
+    age = {"kind": "continuous", "name": "age", "unit": "years", "lower": 18.0, "upper": 100.0, "sigma": 10.0}
+    clinical = [age | {"weight": weight}, _stage("x")]
+    changes = {"clinical": clinical, "objectives": [{"kind": "masked_reconstruction"}, objective]}
+    if accepted:
+        assert parse_job({**MINIMAL, **changes, "evaluation": {"probe": "age"}}).evaluation.probe == "age"
+    else:
+        message = refusal(**changes, evaluation={"probe": "age"})
+        for part in ("PM103", "evaluation.probe", "age", objective["kind"], "weight 0"):
+            assert part in message
+    assert parse_job({**MINIMAL, **changes}).evaluation.probe is None
+
+
 def _stage(word: str, level: str = "T1") -> dict[str, Any]:
     levels = ["T1", "T2", *([] if level == "T1" else [level])]
     return {"name": "stage", "kind": "ordinal", "levels": levels, "synonyms": {word: level}}

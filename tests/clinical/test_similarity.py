@@ -40,6 +40,20 @@ def test_three_patients_by_hand() -> None:
     assert gowers[0, 2] == pytest.approx(0.5 * 0.5 + 0.5 * mean, abs=1e-6)
 
 
+def test_a_variable_without_weight_is_no_part_of_it() -> None:
+    probed = (AGE.model_copy(update={"weight": 0.0}), STAGE, HISTOLOGY)
+    rows = [{"age": "20", "stage": "I"}, {"age": "90", "stage": "II", "histology": "b"}, {"stage": "III"}]
+    encoded = encode(rows, probed)
+    values, observed = torch.from_numpy(encoded.values), torch.from_numpy(encoded.observed)
+    for found, without in zip(
+        gower(values, observed, probed), gower(values[:, 1:], observed[:, 1:], probed[1:]), strict=True
+    ):
+        assert torch.allclose(found, without)
+    nothing = gower(values[:, :1], observed[:, :1], probed[:1])
+    assert not nothing.coverage.any()
+    assert not nothing.gower.any()
+
+
 def test_two_empty_rows_are_not_alike() -> None:
     gowers, coverage = similarity_of([{}, {}, {"stage": "I"}])
     assert coverage.max() == pytest.approx(0.5)  # the third patient with itself

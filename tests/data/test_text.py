@@ -70,6 +70,8 @@ def test_a_row_is_told_in_words_without_what_the_schema_does_not_know(make_job: 
     variables = make_job().clinical
     rows = [patient("p", age="54", stage="II", name="Doe"), patient("p", age="540", stage="unknown"), patient("p")]
     assert texts_of(rows, variables, None) == ["age 54, stage II", "", ""]
+    probed = [v.model_copy(update={"weight": 0.0}) if v.name == "age" else v for v in variables]
+    assert texts_of(rows, probed, None) == ["stage II", "", ""]
 
 
 def test_a_text_of_no_known_word_is_no_text(install: Callable[..., TextConfig]) -> None:

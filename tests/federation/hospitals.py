@@ -26,7 +26,15 @@ JOB: dict[str, Any] = {
     "model": {"patch": 8, "width": 24, "depth": 2, "heads": 2, "decoder_width": 24, "decoder_depth": 1},
     "objectives": [{"kind": "masked_reconstruction"}, {"kind": "soft_contrastive"}],
     "clinical": [
-        {"kind": "continuous", "name": "age", "unit": "years", "lower": 18.0, "upper": 100.0, "sigma": 10.0},
+        {
+            "kind": "continuous",
+            "name": "age",
+            "unit": "years",
+            "lower": 18.0,
+            "upper": 100.0,
+            "sigma": 10.0,
+            "weight": 0.0,  # probed
+        },
         {"kind": "nominal", "name": "histology", "levels": ["a", "b"]},
     ],
     "batch": {"patients": 3},

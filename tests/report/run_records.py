@@ -10,7 +10,10 @@ from parametrium.config import JobConfig
 from parametrium.training.run_folder import Contribution, RunFolder
 
 MODEL = {"x": torch.ones(2, 3), "y": torch.zeros(5)}
-OBJECTIVES = [{"kind": kind} for kind in ("masked_reconstruction", "soft_contrastive")]
+OBJECTIVES = [
+    {"kind": "masked_reconstruction"},
+    {"kind": "soft_contrastive", "softness": 0.0},
+]  # nothing is told that is probed
 
 
 def evaluation(job: JobConfig, error: float, final: bool) -> dict[str, float]:

@@ -45,15 +45,15 @@ def gower(values: Tensor, observed: Tensor, variables: Sequence[ClinicalVariable
     parts = torch.stack([_pairwise(values[:, f], v) for f, v in enumerate(variables)], dim=-1)
     both = (observed[:, None] & observed[None]).to(values.dtype) * weights
     known = both.sum(-1)
-    coverage = known / weights.sum()
+    coverage = known / weights.sum().clamp(min=1e-12)
     similarity = (both * parts).sum(-1) / known.clamp(min=1e-12)
     return Similarity(coverage * similarity + (1 - coverage) * expected_similarity(variables), coverage)
 
 
 def expected_similarity(variables: Sequence[ClinicalVariable]) -> float:
-    """S-: mean similarity of two patients drawn uniformly over the schema's bounds and levels."""
+    """S-: mean similarity of two patients drawn uniformly over the schema's bounds and levels; 0 without weights."""
     total = sum(variable.weight for variable in variables)
-    return sum(variable.weight * _expected(variable) for variable in variables) / total
+    return sum(variable.weight * _expected(variable) for variable in variables) / total if total else 0.0
 
 
 def _pairwise(x: Tensor, variable: ClinicalVariable) -> Tensor:

@@ -110,8 +110,9 @@ MISSING_WORDS = ("na", "nan", "null", "unknown", "unk", "missing", "not availabl
 class _Variable(Strict):
     name: VariableName
     """Column of clinical.csv."""
-    weight: Positive = 1.0
-    """Weight in the Gower similarity."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight in the Gower similarity. With 0 the variable is no part of it, nor of a row in words: only so can a probe
+    tell what was learned from scans (METHODS 3.3)."""
     missing: tuple[str, ...] | None = None
     """Words that mean missing; None takes the usual ones (na, nan, null, unknown, ...). A cell of question marks,
     dashes, dots or brackets only always does, where it is no level or synonym."""
@@ -362,12 +363,24 @@ class JobConfig(Strict):
             raise ValueError("clinical: each name may be listed once")
         if self.evaluation.probe is not None and self.evaluation.probe not in names:
             raise ValueError(f"evaluation.probe must be one of the clinical variables {names}")
+        self._probe_apart()
         if self.stopping.background or self.stopping.held_out_loss:
             if not self.evaluation.every:
                 raise ValueError("stopping needs evaluation.every: with 0 nothing is measured before the last round")
             if self.stopping.background and not self.evaluation.monitors:
                 raise ValueError("stopping.background needs evaluation.monitors: true")
         return self
+
+    def _probe_apart(self) -> None:
+        """What the probe asks must not have been told in training."""
+        probed = [variable.name for variable in self.clinical if variable.name == self.evaluation.probe]
+        told = [variable.name for variable in self.clinical if variable.weight > 0]
+        readers = [objective.kind for objective in self.objectives if objective.reads_clinical]
+        if readers and set(probed) & set(told):
+            raise ValueError(
+                f"evaluation.probe: {probed[0]} is a part of what {readers[0]} is told of patients, so its score would "
+                "say nothing of scans; give the variable weight 0, or probe another one"
+            )
 
     @property
     def total_steps(self) -> int:

@@ -19,6 +19,11 @@ class _Objective(Strict):
     turns: Count = 1
     """cyclic schedule: mini-batches of this objective in each cycle."""
 
+    @property
+    def reads_clinical(self) -> bool:
+        """Whether training depends on what the clinical rows hold."""
+        return False
+
 
 class ReconstructionConfig(_Objective):
     """What the reconstructions have in common."""
@@ -79,6 +84,11 @@ class SoftContrastiveConfig(_Objective):
     temperature: Positive = 0.2
     """tau: initial temperature of the (learned) scores of embeddings; its inverse is clamped to 100."""
 
+    @property
+    def reads_clinical(self) -> bool:
+        """Similar patients are held off less."""
+        return self.softness > 0
+
 
 class TextContrastiveConfig(_Objective):
     """Contrast of a patient's scans with a short text of hers, a report or her clinical row; needs a site's encoder."""
@@ -99,6 +109,11 @@ class TextContrastiveConfig(_Objective):
     temperature: Positive = 0.2
     """tau: initial temperature of the (learned) softmax over embeddings; its inverse is clamped to 100."""
 
+    @property
+    def reads_clinical(self) -> bool:
+        """A text may be the row in words."""
+        return True
+
 
 class ModalityContrastiveConfig(_Objective):
     """Contrast of two differently filled views of one crop (BrainMVP's third, METHODS 1.1); needs templates."""
@@ -114,6 +129,11 @@ class ModalityContrastiveConfig(_Objective):
     """tau_s: temperature of the softmax over clinical similarities."""
     temperature: Positive = 0.2
     """tau: initial temperature of the (learned) softmax over embeddings; its inverse is clamped to 100."""
+
+    @property
+    def reads_clinical(self) -> bool:
+        """Similar patients are held off less."""
+        return self.softness > 0
 
 
 class GlobalLocalConfig(_Objective):

@@ -62,11 +62,12 @@ def texts_of(
 ) -> list[str]:
     """Patients' texts: the cell of the column, or what the row says of the job's variables; empty where there is none.
 
-    Values outside the schema are not told, as they do not enter the similarity.
+    Values outside the schema and variables of weight 0 are not told, as they do not enter the similarity.
     """
     rows = [patient.clinical for patient in patients]
     if column is not None:
         return [row.get(column, "").strip() for row in rows]
+    variables = [variable for variable in variables if variable.weight > 0]
     names = [variable.name for variable in variables]
     return [
         ", ".join(f"{n.replace('_', ' ')} {row[n].strip()}" for n, told in zip(names, observed, strict=True) if told)

@@ -13,6 +13,7 @@ from memory_volumes import memory_patient, memory_patients, memory_volume
 from parametrium.config import ContinuousVariable, JobConfig, NominalVariable, OrdinalVariable
 from parametrium.data.batch import Batch
 from parametrium.data.cache import PreparedPatient
+from parametrium.errors import ConfigError
 from parametrium.evaluation.crops import volume_crops
 from parametrium.evaluation.features import (
     Features,
@@ -20,6 +21,7 @@ from parametrium.evaluation.features import (
     encoder_features,
     patient_features,
     standardised,
+    template_features,
     voxel_features,
 )
 from parametrium.evaluation.measure import measure_features
@@ -249,6 +251,37 @@ def test_every_figure_stands_beside_its_controls(make_job: MakeJob) -> None:
     assert scalars["evaluation/probe/spearman/pooled"] == scalars["evaluation/probe/spearman/pooled_untrained"]
     assert check_scalars(job, scalars) == scalars
     assert all(np.isfinite(value) for value in scalars.values())
+
+
+def test_templates_stand_for_what_a_patient_lacks_and_for_nothing_else(make_job: MakeJob) -> None:
+    job = make_job(objectives=[{"kind": "template_reconstruction"}], evaluation={"crops": 2, "missing": "template"})
+    model = build_model(job).eval()
+    patients = memory_patients([["CT", "T1", "PET"], ["T1", "T1"], ["CT", "PET"]])
+    found = template_features(patients, model, job, "a", "x")
+    assert [(f.patient, f.modality) for f in found] == [(1, "CT"), (1, "PET"), (2, "T1")]
+    assert all(np.isfinite(f.vector).all() for f in found)
+    with torch.no_grad():
+        template = model.encoder.templates
+        assert template is not None
+        template.template("PET").values.add_(1.0)
+    again = template_features(patients, model, job, "a", "x")
+    assert [np.array_equal(a.vector, b.vector) for a, b in zip(found, again, strict=True)] == [True, False, True]
+
+
+def test_the_probe_of_patients_may_see_templates_and_retrieval_never_does(make_job: MakeJob) -> None:
+    training = memory_patients([["CT", "T1"], ["CT"]] * 6)
+    held_out = memory_patients([["CT", "T1"], ["T1"], ["CT"]] * 2, first=20)
+    found = {}
+    for missing in ("nothing", "template"):
+        evaluation = {"crops": 2, "probe": "age", "missing": missing}
+        job = make_job(objectives=[{"kind": "template_reconstruction"}], evaluation=evaluation)
+        found[missing] = measure_features(build_model(job), training, held_out, job, "a")
+    assert found["nothing"].keys() == found["template"].keys()
+    moved = {name for name, value in found["nothing"].items() if value != found["template"][name]}
+    assert moved
+    assert moved <= {"evaluation/probe/spearman/pooled", "evaluation/probe/spearman/pooled_untrained"}
+    with pytest.raises(ConfigError, match=r"evaluation\.missing.*template_reconstruction"):
+        make_job(evaluation={"missing": "template"})
 
 
 def test_what_is_switched_off_is_not_measured(make_job: MakeJob) -> None:

@@ -264,6 +264,9 @@ class EvaluationConfig(Strict):
     """Cross-modal retrieval of the same patient, with its controls."""
     probe: VariableName | None = None
     """Clinical variable that a linear probe on frozen features predicts; None runs no probe."""
+    missing: Literal["nothing", "template"] = "nothing"
+    """What the patient-level probe sees of a modality that a patient lacks: nothing, or what its template shows in the
+    place of her first volume's crops."""
     monitors: bool = True
     """Attention rollout against the body mask, and signs of collapsed features, each time something is measured."""
     pictures: bool = True
@@ -364,6 +367,10 @@ class JobConfig(Strict):
         if self.evaluation.probe is not None and self.evaluation.probe not in names:
             raise ValueError(f"evaluation.probe must be one of the clinical variables {names}")
         self._probe_apart()
+        if self.evaluation.missing == "template" and "template_reconstruction" not in kinds:
+            raise ValueError(
+                "evaluation.missing: template needs the objective template_reconstruction, which trains them"
+            )
         if self.stopping.background or self.stopping.held_out_loss:
             if not self.evaluation.every:
                 raise ValueError("stopping needs evaluation.every: with 0 nothing is measured before the last round")

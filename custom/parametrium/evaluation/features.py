@@ -16,6 +16,7 @@ from parametrium.data.batch import Batch
 from parametrium.data.cache import PreparedPatient
 from parametrium.evaluation.crops import volume_crops
 from parametrium.objectives.contrastive import SoftContrastive
+from parametrium.objectives.filling import encode_templates
 from parametrium.objectives.registry import PretrainingModel
 
 Vector = NDArray[np.float32]
@@ -93,6 +94,28 @@ def volume_features(
         for name, extract in extractors.items():
             vector = extract(item.batch).mean(0).numpy()
             found[name].append(VolumeFeature(item.patient, item.modality, item.day, vector))
+    return found
+
+
+@torch.no_grad()
+def template_features(
+    patients: Sequence[PreparedPatient], model: PretrainingModel, job: JobConfig, site: str, purpose: str
+) -> list[VolumeFeature]:
+    """For every modality that a patient lacks, one vector of its template in the place of the first volume's crops."""
+    device, index = next(model.parameters()).device, {name: n for n, name in enumerate(job.modalities)}
+    found: list[VolumeFeature] = []
+    looked_at: set[int] = set()
+    for item in volume_crops(patients, job, site, purpose, inner=True):
+        if item.patient in looked_at:
+            continue
+        looked_at.add(item.patient)
+        batch, owned = item.batch.to(device), {volume.modality for volume in patients[item.patient].volumes}
+        for name in job.modalities:
+            if name not in owned:
+                modality = torch.full_like(batch.modality, index[name])
+                place = modality, batch.corner, batch.box, job.crop
+                pooled = encode_templates(model.encoder, *place, job.preparation.spacing_mm).pooled
+                found.append(VolumeFeature(item.patient, name, item.day, pooled.float().mean(0).cpu().numpy()))
     return found
 
 

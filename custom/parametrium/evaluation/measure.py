@@ -14,6 +14,7 @@ from parametrium.evaluation.features import (
     patient_means,
     standardised,
     standardised_volumes,
+    template_features,
     volume_features,
     voxel_features,
 )
@@ -68,9 +69,13 @@ def measure_features(
                 scalars[f"evaluation/probe/{measure}/{name}"] = score
                 scalars[f"evaluation/probe/{measure}/chance"] = chance or 0.0
             if name in POOLED and scores:
-                known = training, standardised_volumes(seen_volumes[name], seen)
-                new = held_out, standardised_volumes(unseen_volumes[name], seen)
-                pooled = pooled_probe(variable, known, new, job.modalities, job.seed)
+                known, new = seen_volumes[name], unseen_volumes[name]
+                if job.evaluation.missing == "template":
+                    known = known + template_features(training, models[name], job, site, "features")
+                    new = new + template_features(held_out, models[name], job, site, "features-held-out")
+                # The scale is that of scans alone: templates are put on it and do not move it.
+                studies = (training, standardised_volumes(known, seen)), (held_out, standardised_volumes(new, seen))
+                pooled = pooled_probe(variable, *studies, job.modalities, job.seed)
                 pooled.pop("chance", None)
                 scalars |= {f"evaluation/probe/{measure}/{POOLED[name]}": score for measure, score in pooled.items()}
     return scalars

@@ -3,7 +3,7 @@
 B crops, D H W voxels, L patches, K visible, Q filled, V voxels of a patch, C channels.
 """
 
-from torch import Tensor, cat
+from torch import Tensor, arange, cat
 
 from parametrium.model.encoder import Encoded, Encoder
 from parametrium.model.patch_embed import gather, patchify
@@ -26,6 +26,25 @@ def template_patches(encoder: Encoder, modality: Tensor, corner: Tensor, box: Te
     if encoder.templates is None:
         raise ValueError("this encoder was made without templates")
     return patchify(encoder.templates.crops(modality, corner, box, extent), encoder.shape.patch)
+
+
+def encode_templates(
+    encoder: Encoder, modality: Tensor, corner: Tensor, box: Tensor, extent: Grid, spacing_mm: Spacing
+) -> Encoded:
+    """Encodes what templates show in the place of crops, and nothing of a patient; arguments as ``Templates.crops``.
+
+    Raises:
+        ValueError: the encoder has no templates.
+    """
+    patch = encoder.shape.patch
+    patches = template_patches(encoder, modality, corner, box, extent)
+    places = arange(patches.shape[1]).expand(len(patches), -1)
+    centres = grid_positions(extent, patch, spacing_mm).to(patches.device)
+    windows = windows_of(places, (extent[0] // patch, extent[1] // patch, extent[2] // patch))
+    moved = None if windows is None else windows.to(patches.device)
+    tokens = encoder.embed_template(patches, modality, centres)
+    result: Encoded = encoder(tokens, moved, centres.expand(len(tokens), -1, -1))
+    return result
 
 
 def embed_patches(encoder: Encoder, images: Tensor, modality: Tensor, index: Tensor, spacing_mm: Spacing) -> Tensor:

@@ -1,6 +1,8 @@
 """SIGReg against a double loop with quadrature, its sums over sites, and what its gradient does (METHODS 4.2, 8.6)."""
 
 import math
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +11,15 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor
 
-from parametrium.objectives.isotropy import GAUSSIAN, Sums, draw_directions, knots, mix, statistic, sums
+from memory_volumes import memory_patients
+from parametrium.config import JobConfig
+from parametrium.data.batch import Batch
+from parametrium.data.loader import CropLoader
+from parametrium.objectives.isotropy import GAUSSIAN, Isotropy, Sums, draw_directions, knots, mix, statistic, sums
+from parametrium.objectives.objective import Outcome
+from parametrium.objectives.registry import PretrainingModel, build_model
+from parametrium.objectives.schedule import CropPlan
+from parametrium.training.step import new_state, train_step
 
 seeds = st.integers(0, 2**20)
 
@@ -209,3 +219,53 @@ def test_a_site_need_not_fill_the_whole_space_by_itself() -> None:
     batch, others = both(own, other)
     together = torch.autograd.grad(statistic(mix(batch, others, len(own) / 400), knots()), own)[0]
     assert float(together.norm()) < 0.2 * float(alone.norm())
+
+
+# ------------------------------------------------------------------------------------------------- as an objective
+
+MakeJob = Callable[..., JobConfig]
+MakeBatch = Callable[..., Batch]
+
+
+def objective_of(make_job: MakeJob) -> tuple[PretrainingModel, Isotropy]:
+    model = build_model(make_job(objectives=[{"kind": "isotropy", "directions": 8}]))
+    objective = model.find(Isotropy)
+    assert objective is not None
+    return model, objective
+
+
+def outcome_of(model: PretrainingModel, objective: Isotropy, batch: Batch) -> Outcome:
+    outcome = objective(model.encoder, batch, torch.Generator())
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def test_each_modality_is_a_cloud_of_patients(make_job: MakeJob, make_batch: MakeBatch) -> None:
+    """Of a patient's crops of one modality the first counts, of air none, and one patient is no cloud."""
+    model, objective = objective_of(make_job)
+    batch = make_batch([[0, 1, 1], [0, 1], [1, 2], [0]])
+    batch.body[7] = False  # the last patient's CT
+    outcome = outcome_of(model, objective, batch)
+    rows = {0: [0, 3], 1: [1, 4, 5]}
+    assert outcome.embedded == Counter({"CT": 2, "T1": 3})
+    assert outcome.samples == 5
+    total, lines = 0.0, objective.lines().T.tolist()
+    for modality, chosen in rows.items():
+        crops = batch.images[chosen]
+        pooled = model.encoder.encode(crops, torch.full((len(crops),), modality), objective.spacing_mm).pooled
+        cloud = objective.projector(pooled).detach().double().tolist()
+        total += 128 / 5 * epps_pulley_by_loops(cloud, lines)
+    assert float(outcome.loss.detach()) == pytest.approx(total, rel=2e-3)  # 17 knots against adaptive quadrature
+    assert objective(model.encoder, make_batch([[0], [1], [2]]), torch.Generator()) is None
+
+
+def test_it_takes_patients_apart_that_were_one_point(make_job: MakeJob) -> None:
+    settings = {"batch": {"patients": 8}, "rounds": 1, "local_steps": 80, "optimiser": {"learning_rate": 0.005}}
+    job = make_job(objectives=[{"kind": "isotropy"}], precision="fp32", **settings)
+    state = new_state(job, torch.device("cpu"))
+    loader = CropLoader(memory_patients([["CT"]] * 8), job, "alpha", CropPlan(job, state.model))
+    reports = [train_step(state, loader[step], job, "alpha") for step in range(80)]
+    chance = reports[0].scalars["chance/isotropy"]
+    early, late = ([r.losses["isotropy"] / chance for r in part] for part in (reports[10:20], reports[-10:]))
+    assert min(early) > 0.9  # it begins in one point
+    assert sum(late) / len(late) < 0.7

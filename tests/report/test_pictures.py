@@ -33,7 +33,7 @@ FOUR = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive
 SETS = [["CT", "T1"], ["CT"], ["T1", "PET"], ["CT", "T1"]]
 ALL = [
     *({"kind": kind} for kind in FOUR),
-    *({"kind": kind} for kind in ("template_reconstruction", "modality_contrastive", "global_local")),
+    *({"kind": kind} for kind in ("template_reconstruction", "modality_contrastive", "global_local", "isotropy")),
     {"kind": "latent_prediction"},
     {"kind": "text_contrastive", "channels": 8},
 ]

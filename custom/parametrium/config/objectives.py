@@ -153,6 +153,14 @@ class GlobalLocalConfig(_Objective):
     """Random lines on which the isotropy is measured at each step."""
 
 
+class IsotropyConfig(_Objective):
+    """The patients of each modality fill the space evenly (SIGReg; METHODS 4.2); a weight of .02 to .05 is usual."""
+
+    kind: Literal["isotropy"] = "isotropy"
+    directions: Count = 256
+    """Random lines on which it is measured in a step."""
+
+
 class BoxLocalisationConfig(_Objective):
     """Where in the crop does a smaller box lie, seen in another modality (METHODS 2.1, 3D)."""
 
@@ -205,6 +213,7 @@ ObjectiveConfig = Annotated[
     | TextContrastiveConfig
     | ModalityContrastiveConfig
     | GlobalLocalConfig
+    | IsotropyConfig
     | BoxLocalisationConfig
     | LatentPredictionConfig,
     Field(discriminator="kind"),
@@ -217,6 +226,7 @@ ObjectiveKind = Literal[
     "text_contrastive",
     "modality_contrastive",
     "global_local",
+    "isotropy",
     "box_localisation",
     "latent_prediction",
 ]

@@ -7,29 +7,30 @@ P patients, V views of each, Z channels of the projection.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parametrium.config import GlobalLocalConfig, JobConfig
 from parametrium.data.batch import Batch, CropRequest
 from parametrium.model.encoder import Encoder
 from parametrium.model.presets import Architecture
-from parametrium.objectives.isotropy import draw_directions, knots, point, statistic, sums
+from parametrium.objectives.isotropy import (
+    PATIENTS,
+    PROJECTION,
+    draw_directions,
+    knots,
+    point,
+    projection,
+    statistic,
+    sums,
+)
 from parametrium.objectives.local_views import Extent, cut, draw_corners, jittered, local_extent
 from parametrium.objectives.objective import Objective, Outcome, count
-
-PROJECTION = 64
-"""Channels Z of the projection."""
 
 GLOBAL = 2
 """Large crops of a patient."""
 
 MINIMUM_BODY = 0.1
 """Share of a large crop that must be body; a crop of air has nothing in common with another of the same patient."""
-
-
-PATIENTS = 128
-"""For batches of so many and more, lambda = .02 to .05 was found (METHODS 4.2). The statistic grows with the patients:
-with 8 of them the same lambda would weigh a sixteenth, and the embedding would collapse within some twenty steps."""
 
 
 class GlobalLocal(Objective):
@@ -43,13 +44,7 @@ class GlobalLocal(Objective):
         self.seed = job.seed
         self.jitter = job.batch.intensity_jitter
         self.spacing_mm = job.preparation.spacing_mm
-        self.projector = nn.Sequential(
-            nn.LayerNorm(2 * shape.width),
-            nn.Linear(2 * shape.width, 2 * shape.width),
-            nn.LayerNorm(2 * shape.width),
-            nn.GELU(),
-            nn.Linear(2 * shape.width, PROJECTION),
-        )
+        self.projector = projection(2 * shape.width)
 
     def request(self, patients: int, volumes: int) -> CropRequest:
         """Two large crops of each patient: of two modalities or studies where it has them, else of one volume."""

@@ -7,22 +7,38 @@ has collapsed to a point or to a plane fails on nearly every line, so that no te
 The characteristic function of a sample is made of sums over its members. Sums of several batches or sites add to those
 of all together, exactly; every term lies in [-1, 1], whatever the embedding (METHODS 8.6).
 
-N samples, Z channels, M directions, K knots.
+As an objective of its own it makes the patients of each modality fill the space, whatever else is trained; in
+``global_local.py`` it keeps views apart that are drawn together.
+
+N samples, Z channels, M directions, K knots, B crops.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from parametrium.config import IsotropyConfig, JobConfig
+from parametrium.data.batch import Batch, CropRequest
 from parametrium.data.loader import stable_number
+from parametrium.model.encoder import Encoder
+from parametrium.model.presets import Architecture
+from parametrium.objectives.objective import Objective, Outcome, count
 
 UPPER = 3.0
 """Where the integral over the argument t ends; beyond, the weight e^(-t^2 / 2) leaves little."""
 
 GAUSSIAN = 1.05
 """Mean of the statistic over samples of a standard Gaussian, for any N: 2 int_0^3 (1 - e^(-t^2)) e^(-t^2 / 2) dt."""
+
+PROJECTION = 64
+"""Channels Z of the projection."""
+
+PATIENTS = 128
+"""For batches of so many and more, lambda = .02 to .05 was found (METHODS 4.2). The statistic grows with the patients:
+with 8 of them the same lambda would weigh a sixteenth, and the embedding would collapse within some twenty steps."""
 
 
 @dataclass(frozen=True)
@@ -114,3 +130,68 @@ def mix(batch: Sums, others: Sums, share: float) -> Sums:
     cosine = weight * batch.cosine + rest * others.cosine.detach()
     sine = weight * batch.sine + rest * others.sine.detach()
     return Sums(samples * cosine, samples * sine, samples)
+
+
+def projection(width: int) -> nn.Module:
+    """The head whose output is to be isotropic: pooled tokens [..., width] -> [..., Z], not normalised."""
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, width),
+        nn.LayerNorm(width),
+        nn.GELU(),
+        nn.Linear(width, PROJECTION),
+    )
+
+
+class Isotropy(Objective):
+    """The patients of a modality fill the space evenly; nothing says which of them are alike.
+
+    Each modality is a cloud by itself: several crops of one patient are no independent sample.
+    """
+
+    kind = "isotropy"
+
+    def __init__(self, config: IsotropyConfig, job: JobConfig, shape: Architecture) -> None:
+        super().__init__()
+        self.directions = config.directions
+        self.seed = job.seed
+        self.spacing_mm = job.preparation.spacing_mm
+        self.projector = projection(2 * shape.width)
+
+    def request(self, patients: int, volumes: int) -> CropRequest:
+        """Any crops; those of a patient show the same place, so that one read serves several objectives."""
+        return CropRequest("aligned", patients, volumes)
+
+    def lines(self) -> Tensor:
+        """[Z, M] directions of this step, the same at every site."""
+        return draw_directions(self.seed, self.step, PROJECTION, self.directions)
+
+    def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
+        """128 / N times the statistic of a modality's N crops, mean over crops; None where no modality has two.
+
+        One crop of each patient counts, where it shows something of the body. ``chance`` is the loss of an
+        embedding in which all patients are one point, ``isotropy`` the statistic itself (1.05 for Gaussian samples).
+        """
+        groups = list(self._groups(batch))
+        if not groups:
+            return None
+        rows, at, lines = torch.cat(groups), knots(), self.lines()
+        encoded = encoder.encode(batch.images[rows], batch.modality[rows], self.spacing_mm).pooled
+        sizes = [len(group) for group in groups]
+        clouds = self.projector(encoded).float().split(sizes)
+        found = torch.stack([statistic(sums(cloud, lines, at), at) for cloud in clouds])
+        worst = torch.stack([statistic(point(size, at), at) for size in sizes])
+        # 128 / N of a cloud, times its N crops: every cloud weighs alike.
+        scale = PATIENTS / len(rows)
+        scalars = {"chance": scale * float(worst.sum()), "isotropy": float(found.detach().mean())}
+        tally = count(batch.modality[rows], encoder.modalities)
+        return Outcome(scale * found.sum(), len(rows), tally, scalars=scalars)
+
+    def _groups(self, batch: Batch) -> Iterator[Tensor]:
+        """Rows of a modality's crops, one of each patient, of which there are at least two."""
+        shown = batch.body.flatten(1).any(1)
+        for index in sorted(set(batch.modality.tolist())):
+            rows = (shown & (batch.modality == index)).nonzero().squeeze(1)
+            first = {int(batch.patient[row]): row for row in reversed(rows)}
+            if len(first) > 1:
+                yield torch.stack(sorted(first.values()))

@@ -11,6 +11,7 @@ from parametrium.model.presets import architecture
 from parametrium.model.template import Templates
 from parametrium.objectives.contrastive import SoftContrastive
 from parametrium.objectives.global_local import GlobalLocal
+from parametrium.objectives.isotropy import Isotropy
 from parametrium.objectives.localisation import BoxLocalisation
 from parametrium.objectives.modality_contrastive import ModalityContrastive
 from parametrium.objectives.objective import Objective
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, Any] = {
         TextContrastive,
         ModalityContrastive,
         GlobalLocal,
+        Isotropy,
         BoxLocalisation,
         LatentPrediction,
     )

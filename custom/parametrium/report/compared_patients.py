@@ -1,4 +1,4 @@
-"""Pictures of the contrast: how near each held-out patient is to every other, beside how alike they are clinically.
+"""Pictures of patients beside each other: how near they are, how alike they are clinically, how they fill the space.
 
 P patients, Z channels of the projection.
 """
@@ -19,10 +19,14 @@ from parametrium.clinical.similarity import gower
 from parametrium.evaluation.features import Features, compared_features, standardised
 from parametrium.evaluation.retrieval import recall_at
 from parametrium.objectives.contrastive import SoftContrastive
+from parametrium.objectives.isotropy import GAUSSIAN, Isotropy, knots, point, statistic, sums
 from parametrium.objectives.text import TextContrastive
 from parametrium.report.scene import Scene
 
 Matrix = NDArray[np.float32]
+
+LINES = 24
+"""Lines of the isotropy that are drawn."""
 
 
 def draw_contrast(scene: Scene, path: Path) -> bool:
@@ -55,6 +59,35 @@ def draw_text_contrast(scene: Scene, path: Path) -> bool:
     read = torch.from_numpy(np.stack([texts[patient] for patient in chosen])).to(device)
     cosines = objective.project(seen) @ objective.project_text(read).T
     _draw(path, cosines.cpu().numpy(), scene, chosen, (modality, "text"))
+    return True
+
+
+def draw_isotropy(scene: Scene, path: Path) -> bool:
+    """Where patients lie along the lines on which isotropy is measured; False where no modality has two patients."""
+    objective = scene.model.find(Isotropy)
+    by_modality = {m: [p for p, own in sorted(scene.features) if own == m] for m in scene.job.modalities}
+    having = {modality: patients for modality, patients in by_modality.items() if len(patients) > 1}
+    if objective is None or not having:
+        return False
+    device = next(objective.parameters()).device
+    page = Figure(figsize=(3.6 * len(having), 3.0), dpi=100, layout="constrained")
+    lines, at = objective.lines().to(device), knots()
+    for axes, (modality, patients) in zip(page.subplots(1, len(having), squeeze=False)[0], having.items(), strict=True):
+        pooled = torch.from_numpy(np.stack([scene.features[patient, modality] for patient in patients])).to(device)
+        cloud = objective.projector(pooled).float()
+        found, count = float(statistic(sums(cloud, lines, at), at)), len(patients)
+        places = (cloud @ lines[:, :LINES]).cpu().numpy()
+        for deviations in (2, 1):
+            axes.axvspan(-deviations, deviations, color="#444444", alpha=0.12, linewidth=0)
+        axes.scatter(
+            places.clip(-4, 4), np.broadcast_to(np.arange(places.shape[1]), places.shape), s=8, color="#2a6f97"
+        )
+        axes.set_xlim(-4.2, 4.2)
+        worst = float(statistic(point(count, at), at))
+        axes.set_title(f"{modality}, {count} patients: {found:.2f} ({GAUSSIAN} to {worst:.2f})", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    page.savefig(path, format="png", facecolor="white")
     return True
 
 

@@ -22,7 +22,7 @@ from parametrium.errors import public_text
 from parametrium.objectives.boxes import as_fractions, iou
 from parametrium.objectives.localisation import BoxLocalisation
 from parametrium.objectives.registry import PretrainingModel
-from parametrium.report.compared_patients import draw_contrast, draw_text_contrast
+from parametrium.report.compared_patients import draw_contrast, draw_isotropy, draw_text_contrast
 from parametrium.report.embedding import draw_map, save_points
 from parametrium.report.learned_templates import draw_templates
 from parametrium.report.planes import Image, Item, Panel, draw_items, filled, frame_of
@@ -80,6 +80,12 @@ ABOUT = {
         "Global and local views",
         "A small crop in its place, in its large crop, and the patient's other large crop. Above, the squared distance "
         "of the small crop's projection to the mean of its patient's large crops, and to those of the other patients.",
+    ),
+    "isotropy": (
+        "Isotropy",
+        "Where held-out patients lie along random lines through the space of the projection, a row a line, each "
+        "modality by itself. Two thirds should lie in the dark band and nearly all in the light one, in each row; dots "
+        "that lie at one place are a collapse. Above, the statistic, and what it is for a Gaussian and for one point.",
     ),
     "latent_prediction": (
         "Latent prediction",
@@ -148,6 +154,7 @@ def draw_pictures(
         "box_localisation": _box_localisation,
         "modality_contrastive": draw_modality_contrast,
         "global_local": draw_small_crops,
+        "isotropy": draw_isotropy,
         "latent_prediction": draw_latent,
         "templates": _templates,
         "attention_rollout": _attention_rollout,

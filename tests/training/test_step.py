@@ -261,10 +261,8 @@ def test_drop_path_draws_from_numbers_of_its_own() -> None:
     assert not torch.equal(torch.rand(64), dropped)
 
 
-@pytest.mark.parametrize("extent", [16, 20])  # one window; windows of 3 and 2 patches along each axis
-@pytest.mark.parametrize("kind", OBJECTIVES)
-def test_no_tensor_of_an_objective_is_dead(make_job: MakeJob, kind: str, extent: int) -> None:
-    """A tensor without gradient at a site that holds every modality would travel and never be trained."""
+def all_there(make_job: MakeJob, kind: str, extent: int) -> tuple[JobConfig, TrainState, CropLoader]:
+    """A site that has whatever an objective may need, before its first step."""
     settings: dict[str, Any] = {"text_contrastive": {"channels": 4, "crops": 1}}.get(kind, {})
     objectives = [{"kind": kind, **settings}]
     if kind == "modality_contrastive":
@@ -279,7 +277,39 @@ def test_no_tensor_of_an_objective_is_dead(make_job: MakeJob, kind: str, extent:
         replace(patient, text=text)
         for patient, text in zip(memory_patients([["CT", "T1", "PET"]] * 6), texts, strict=True)
     ]
-    loader, seen = CropLoader(patients, job, "alpha", CropPlan(job, state.model)), set[str]()
+    return job, state, CropLoader(patients, job, "alpha", CropPlan(job, state.model))
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_the_gradient_of_an_objective_is_the_slope_of_its_loss(make_job: MakeJob, kind: str) -> None:
+    """By a step up and a step down along it; over several windows, with the draws of masks and places held fast."""
+    _, state, loader = all_there(make_job, kind, 20)
+    objective = state.model.eval().objective(kind)
+    batch = loader[0][objective.request(1, 1).layout]
+
+    def loss() -> Tensor:
+        outcome = objective(state.model.encoder, batch, step_generator(0, "alpha", 0, kind))
+        assert outcome is not None
+        return outcome.loss
+
+    loss().backward()
+    moved = [(p, p.grad.clone()) for p in state.model.parameters() if p.grad is not None]
+    norm = sum(float(gradient.double().square().sum()) for _, gradient in moved) ** 0.5
+    values = []
+    with torch.no_grad():
+        for length in (2e-3, -4e-3):  # up, and from there as far below
+            for parameter, gradient in moved:
+                parameter.add_(gradient, alpha=length / norm)
+            values.append(float(loss()))
+    assert (values[0] - values[1]) / 4e-3 == pytest.approx(norm, rel=0.03)
+
+
+@pytest.mark.parametrize("extent", [16, 20])  # one window; windows of 3 and 2 patches along each axis
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_no_tensor_of_an_objective_is_dead(make_job: MakeJob, kind: str, extent: int) -> None:
+    """A tensor without gradient at a site that holds every modality would travel and never be trained."""
+    job, state, loader = all_there(make_job, kind, extent)
+    seen: set[str] = set()
     for step in range(4):
         seen |= train_step(state, loader[step], job, "alpha").contributions.keys()
     assert seen == dict(state.model.named_parameters()).keys()

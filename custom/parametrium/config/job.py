@@ -380,13 +380,12 @@ class JobConfig(Strict):
 
     def _probe_apart(self) -> None:
         """What the probe asks must not have been told in training."""
-        probed = [variable.name for variable in self.clinical if variable.name == self.evaluation.probe]
-        told = [variable.name for variable in self.clinical if variable.weight > 0]
+        told = {variable.name for variable in self.clinical if variable.weight > 0}
         readers = [objective.kind for objective in self.objectives if objective.reads_clinical]
-        if readers and set(probed) & set(told):
+        if readers and self.evaluation.probe in told:
             raise ValueError(
-                f"evaluation.probe: {probed[0]} is a part of what {readers[0]} is told of patients, so its score would "
-                "say nothing of scans; give the variable weight 0, or probe another one"
+                f"evaluation.probe: {self.evaluation.probe} is a part of what {readers[0]} is told of patients, so its "
+                "score would say nothing of scans; give the variable weight 0, or probe another one"
             )
 
     @property

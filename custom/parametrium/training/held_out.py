@@ -60,9 +60,8 @@ class HeldOutLoss:
                 layout = objective.request(1, 1).layout
                 if layout not in batches:
                     continue
-                objective.step = (
-                    step  # what an objective draws by itself is that of the batch, not of the last training
-                )
+                # What an objective draws by itself is that of the batch, and not of the last training step.
+                objective.step = step
                 generator = step_generator(self.job.seed, self.site, step, config.kind)
                 with autocast(self.job.precision, state.device):
                     outcome = objective(state.model.encoder, batches[layout].to(state.device), generator)

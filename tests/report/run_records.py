@@ -10,10 +10,8 @@ from parametrium.config import JobConfig
 from parametrium.training.run_folder import Contribution, RunFolder
 
 MODEL = {"x": torch.ones(2, 3), "y": torch.zeros(5)}
-OBJECTIVES = [
-    {"kind": "masked_reconstruction"},
-    {"kind": "soft_contrastive", "softness": 0.0},
-]  # nothing is told that is probed
+# Hard, as its probe asks for a variable that a soft contrast would be told.
+OBJECTIVES = [{"kind": "masked_reconstruction"}, {"kind": "soft_contrastive", "softness": 0.0}]
 
 
 def evaluation(job: JobConfig, error: float, final: bool) -> dict[str, float]:

@@ -4,6 +4,7 @@ N crops, C channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -102,20 +103,18 @@ def template_features(
     patients: Sequence[PreparedPatient], model: PretrainingModel, job: JobConfig, site: str, purpose: str
 ) -> list[VolumeFeature]:
     """For every modality that a patient lacks, one vector of its template in the place of the first volume's crops."""
-    device, index = next(model.parameters()).device, {name: n for n, name in enumerate(job.modalities)}
+    device, modalities = next(model.parameters()).device, job.modalities
+    lacking = [[m for m in modalities if all(m != v.modality for v in patient.volumes)] for patient in patients]
+    # Crops are read for the volumes that are asked for: of a patient who has everything, none.
+    asked = [replace(p, volumes=p.volumes[: bool(lacks)]) for p, lacks in zip(patients, lacking, strict=True)]
     found: list[VolumeFeature] = []
-    looked_at: set[int] = set()
-    for item in volume_crops(patients, job, site, purpose, inner=True):
-        if item.patient in looked_at:
-            continue
-        looked_at.add(item.patient)
-        batch, owned = item.batch.to(device), {volume.modality for volume in patients[item.patient].volumes}
-        for name in job.modalities:
-            if name not in owned:
-                modality = torch.full_like(batch.modality, index[name])
-                place = modality, batch.corner, batch.box, job.crop
-                pooled = encode_templates(model.encoder, *place, job.preparation.spacing_mm).pooled
-                found.append(VolumeFeature(item.patient, name, item.day, pooled.float().mean(0).cpu().numpy()))
+    for item in volume_crops(asked, job, site, purpose, inner=True):
+        batch = item.batch.to(device)
+        for name in lacking[item.patient]:
+            modality = torch.full_like(batch.modality, modalities.index(name))
+            place = modality, batch.corner, batch.box, job.crop
+            pooled = encode_templates(model.encoder, *place, job.preparation.spacing_mm).pooled
+            found.append(VolumeFeature(item.patient, name, item.day, pooled.float().mean(0).cpu().numpy()))
     return found
 
 

@@ -38,13 +38,10 @@ def encode_templates(
     """
     patch = encoder.shape.patch
     patches = template_patches(encoder, modality, corner, box, extent)
-    places = arange(patches.shape[1]).expand(len(patches), -1)
     centres = grid_positions(extent, patch, spacing_mm).to(patches.device)
-    windows = windows_of(places, (extent[0] // patch, extent[1] // patch, extent[2] // patch))
-    moved = None if windows is None else windows.to(patches.device)
     tokens = encoder.embed_template(patches, modality, centres)
-    result: Encoded = encoder(tokens, moved, centres.expand(len(tokens), -1, -1))
-    return result
+    places = arange(tokens.shape[1]).expand(len(tokens), -1)
+    return _encoded(encoder, tokens, places, (extent[0] // patch, extent[1] // patch, extent[2] // patch), centres)
 
 
 def embed_patches(encoder: Encoder, images: Tensor, modality: Tensor, index: Tensor, spacing_mm: Spacing) -> Tensor:
@@ -70,7 +67,12 @@ def encode_filled(
     Returns:
         Encoded patches in the order of ``places``.
     """
+    return _encoded(encoder, cat([own, filled], dim=1), places, grid, centres_mm)
+
+
+def _encoded(encoder: Encoder, tokens: Tensor, places: Tensor, grid: Grid, centres_mm: Tensor) -> Encoded:
+    """Encodes [B, K, C] tokens of the patches ``places`` [B, K], which are on the CPU."""
     windows = windows_of(places, grid)
-    moved = None if windows is None else windows.to(own.device)
-    result: Encoded = encoder(cat([own, filled], dim=1), moved, centres_mm[places.to(centres_mm.device)])
+    moved = None if windows is None else windows.to(tokens.device)
+    result: Encoded = encoder(tokens, moved, centres_mm[places.to(centres_mm.device)])
     return result

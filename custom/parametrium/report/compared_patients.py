@@ -19,7 +19,16 @@ from parametrium.clinical.similarity import gower
 from parametrium.evaluation.features import Features, compared_features, standardised
 from parametrium.evaluation.retrieval import recall_at
 from parametrium.objectives.contrastive import SoftContrastive
-from parametrium.objectives.isotropy import GAUSSIAN, Isotropy, knots, point, statistic, sums
+from parametrium.objectives.isotropy import (
+    GAUSSIAN,
+    PROJECTION,
+    Isotropy,
+    draw_directions,
+    knots,
+    point,
+    statistic,
+    sums,
+)
 from parametrium.objectives.text import TextContrastive
 from parametrium.report.scene import Scene
 
@@ -71,7 +80,8 @@ def draw_isotropy(scene: Scene, path: Path) -> bool:
         return False
     device = next(objective.parameters()).device
     page = Figure(figsize=(3.6 * len(having), 3.0), dpi=100, layout="constrained")
-    lines, at = objective.lines().to(device), knots()
+    # Those of the first step: a picture is a function of the model and the seed, whatever was trained or measured last.
+    lines, at = draw_directions(scene.job.seed, 0, PROJECTION, objective.directions).to(device), knots()
     for axes, (modality, patients) in zip(page.subplots(1, len(having), squeeze=False)[0], having.items(), strict=True):
         pooled = torch.from_numpy(np.stack([scene.features[patient, modality] for patient in patients])).to(device)
         cloud = objective.projector(pooled).float()

@@ -3,12 +3,14 @@
 import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from parametrium.config import JobConfig, TextConfig
+from parametrium.data import text
 from parametrium.data.cache import PreparedPatient
 from parametrium.data.text import LONGEST, texts_of, with_texts
 from parametrium.errors import DataError
@@ -96,6 +98,35 @@ def test_an_encoder_that_gives_something_else_is_refused_without_a_word_of_the_t
         with_texts(patients, (), install(encode), 3)
     assert says in str(caught.value)
     assert "Doe" not in f"{caught.value}{caught.value.site_detail}{caught.value.__cause__}"
+
+
+def test_the_packaged_encoder_is_loaded_once_from_its_own_folder_and_never_from_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package itself is a site's to install; this stands in for it and sees what it is asked for."""
+    asked: list[dict[str, Any]] = []
+
+    class WordLlama:
+        @classmethod
+        def load(cls, **how: Any) -> "WordLlama":
+            asked.append(how)
+            return cls()
+
+        def embed(self, texts: list[str]) -> np.ndarray:
+            return lengths(texts)
+
+    package = types.ModuleType("wordllama")
+    package.__file__ = str(tmp_path / "__init__.py")
+    package.WordLlama = WordLlama  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wordllama", package)
+    text._wordllama.cache_clear()
+    try:
+        site = TextConfig(encoder="parametrium.data.text:wordllama", column="report")
+        told = [with_texts([patient("p", report=words)], (), site, 3)[0].text for words in ("four", "x")]
+    finally:
+        text._wordllama.cache_clear()
+    assert all(vector is not None for vector in told)
+    assert asked == [{"cache_dir": tmp_path, "disable_download": True}]
 
 
 @pytest.mark.parametrize("name", ["no_such_package_anywhere:encode", "math:no_such_function", "math:pi"])

@@ -169,6 +169,37 @@ def test_one_site_alone_learns_the_same_with_and_without_a_federation(tmp_path: 
         assert all(one[name].equal(two[name]) for name in one)
 
 
+def test_a_summed_federation_counts_each_site_for_what_it_trained(tmp_path: Path) -> None:
+    """All objectives in every step; bravo has no two registered modalities, and takes no part in one of them."""
+    sites = [write_site(tmp_path, name, held) for name, held in {"alpha": ["CT", "T1"], "bravo": ["CT"]}.items()]
+    kinds = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive"]
+    objectives = [{"kind": kind} for kind in kinds]
+    job = write_job(tmp_path / "job.yaml", objectives=objectives, schedule="summed", minimum_sites=2)
+    env = environment(tmp_path / "recorded", {})
+    command = run_command("simulate", job, *sites, "--out", tmp_path / "run", "--timeout", "200", env=env)
+    assert command.returncode == 0, command.stderr.decode()
+    run = Run(command, tmp_path / "run", tmp_path / "recorded", job)
+    for record in read_lines(run.folder / "rounds.jsonl"):
+        number = record["round"]
+        told = {
+            site: {kind for kind in kinds if f"train/loss/{kind}" in record["scalars"][site]}
+            for site in ("alpha", "bravo")
+        }
+        assert told == {"alpha": set(kinds), "bravo": set(kinds) - {"cross_modal_reconstruction"}}
+        before, after = run.model(number), run.model(number + 1)
+        (ours, samples), (theirs, others) = run.update("alpha", number), run.update("bravo", number)
+        crossed = {name for name in before if name.startswith("objectives.cross_modal_reconstruction")} & ours.keys()
+        assert crossed
+        assert not crossed & theirs.keys()
+        for name in crossed:
+            assert np.array_equal(after[name].numpy(), (before[name].double() + ours[name].double()).float().numpy())
+        shared = "encoder.norm.weight"
+        mean = (samples[shared] * ours[shared].double() + others[shared] * theirs[shared].double()) / (
+            samples[shared] + others[shared]
+        )
+        assert np.array_equal(after[shared].numpy(), (before[shared].double() + mean).float().numpy())
+
+
 def test_a_template_that_one_site_alone_trained_is_not_shown_to_the_other(tmp_path: Path) -> None:
     kind = "template_reconstruction"
     held = {"alpha": ["CT"], "bravo": ["CT", "T1"]}

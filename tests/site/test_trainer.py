@@ -360,7 +360,9 @@ def without_seconds(values: dict[str, Any]) -> dict[str, Any]:
 def rounds_of(job: JobConfig, folder: Path, name: str, **how: bool) -> dict[str, Tensor]:
     """The tensors that one round changed, as the site's trainer is set."""
     places = {"cohort": str(folder), "cache": str(folder.parent / "cache"), "state": str(folder.parent / name)}
-    site = SiteConfig(site="clinic", **places, policy=PolicyConfig(minimum_patients=1, minimum_local_steps=1), **how)
+    permitted = tuple(objective.kind for objective in job.objectives)
+    policy = PolicyConfig(minimum_patients=1, minimum_local_steps=1, objectives=permitted)
+    site = SiteConfig(site="clinic", **places, policy=policy, **how)
     trainer = SiteTrainer(job, site, job.name, Path(site.state))
     trainer.open()
     tensors = trainer.train(0, initial_tensors(job)).tensors
@@ -369,11 +371,17 @@ def rounds_of(job: JobConfig, folder: Path, name: str, **how: bool) -> dict[str,
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_checkpointing_and_compiling_train_the_same_model(small_job: MakeJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "edge"),
+    [("masked_reconstruction", 8), ("latent_prediction", 20)],  # 20 voxels are two windows an axis
+)
+def test_checkpointing_and_compiling_train_the_same_model(
+    kind: str, edge: int, small_job: MakeJob, tmp_path: Path
+) -> None:
     folder = tmp_path / "cohort"
     folder.mkdir()
     write_rows(folder / "cohort.csv", good_rows(folder, 3))
-    job = small_job(objectives=[{"kind": "masked_reconstruction"}], local_steps=1)
+    job = small_job(objectives=[{"kind": kind}], local_steps=1, crop=[edge] * 3)
     plain = rounds_of(job, folder, "plain")
     again = rounds_of(job, folder, "again", activation_checkpointing=True)
     assert plain.keys() == again.keys()

@@ -157,6 +157,8 @@ class IsotropyConfig(_Objective):
     """The patients of each modality fill the space evenly (SIGReg; METHODS 4.2); a weight of .02 to .05 is usual."""
 
     kind: Literal["isotropy"] = "isotropy"
+    weight: Positive = 0.05
+    """Factor of its loss, which grows with the patients of a batch: at 1 it would rule a summed step."""
     directions: Count = 256
     """Random lines on which it is measured in a step."""
 

@@ -18,7 +18,7 @@ from parametrium.training.aggregation import aggregate, templates_of_few
 from parametrium.training.update import Update, check_update
 
 KINDS = get_args(ObjectiveKind)
-NEEDS_TWO_MODALITIES = ("cross_modal_reconstruction",)
+NEEDS_TWO_MODALITIES = ("cross_modal_reconstruction", "cross_modal_synthesis")
 NEEDS_TEXT = ("text_contrastive",)
 
 

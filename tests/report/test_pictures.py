@@ -32,7 +32,7 @@ MakeJob = Callable[..., JobConfig]
 FOUR = ["masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive", "box_localisation"]
 SETS = [["CT", "T1"], ["CT"], ["T1", "PET"], ["CT", "T1"]]
 ALL = [
-    *({"kind": kind} for kind in FOUR),
+    *({"kind": kind} for kind in (*FOUR, "cross_modal_synthesis")),
     *({"kind": kind} for kind in ("template_reconstruction", "modality_contrastive", "global_local", "isotropy")),
     {"kind": "latent_prediction"},
     {"kind": "text_contrastive", "channels": 8},

@@ -28,6 +28,7 @@ from parametrium.config.job import (
 from parametrium.config.objectives import (
     BoxLocalisationConfig,
     CrossModalReconstructionConfig,
+    CrossModalSynthesisConfig,
     GlobalLocalConfig,
     IsotropyConfig,
     LatentPredictionConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "ContinuousVariable",
     "Count",
     "CrossModalReconstructionConfig",
+    "CrossModalSynthesisConfig",
     "DefacingConfig",
     "EvaluationConfig",
     "Extent",

@@ -359,6 +359,11 @@ class JobConfig(Strict):
                 "objectives: modality_contrastive fills from templates, which only template_reconstruction trains; "
                 "list that, too"
             )
+        if "cross_modal_synthesis" in kinds and self.model.patch & (self.model.patch - 1):
+            raise ValueError(
+                f"objectives: cross_modal_synthesis doubles its resolution step by step, from patches to voxels; "
+                f"model.patch must be a power of two, not {self.model.patch}"
+            )
         if all(objective.start > 0 for objective in self.objectives):
             raise ValueError("objectives: at least one must have start 0")
         names = [variable.name for variable in self.clinical]

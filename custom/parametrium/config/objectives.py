@@ -51,6 +51,15 @@ class CrossModalReconstructionConfig(ReconstructionConfig):
     kind: Literal["cross_modal_reconstruction"] = "cross_modal_reconstruction"
 
 
+class CrossModalSynthesisConfig(_Objective):
+    """A scan is turned into another registered modality of the patient, voxel by voxel.
+
+    By a U-Net around the encoder, which segmentation takes over; the patch must be a power of two.
+    """
+
+    kind: Literal["cross_modal_synthesis"] = "cross_modal_synthesis"
+
+
 class TemplateReconstructionConfig(ReconstructionConfig):
     """Masked patches filled by the learned template of their modality (METHODS 8.3, L_tmpl; after BrainMVP)."""
 
@@ -210,6 +219,7 @@ class LatentPredictionConfig(_Objective):
 ObjectiveConfig = Annotated[
     MaskedReconstructionConfig
     | CrossModalReconstructionConfig
+    | CrossModalSynthesisConfig
     | TemplateReconstructionConfig
     | SoftContrastiveConfig
     | TextContrastiveConfig
@@ -223,6 +233,7 @@ ObjectiveConfig = Annotated[
 ObjectiveKind = Literal[
     "masked_reconstruction",
     "cross_modal_reconstruction",
+    "cross_modal_synthesis",
     "template_reconstruction",
     "soft_contrastive",
     "text_contrastive",

@@ -9,7 +9,6 @@ B crops, D H W voxels, C encoder channels, S structures.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -19,22 +18,22 @@ from monai.losses.dice import DiceCELoss
 from monai.networks.nets.unet import UNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from parametrium.config import JobConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.data.labels import label_map
 from parametrium.data.lattice import cut
+from parametrium.model.dense_decoder import WIDTH, DenseDecoder, convolution, spread
 from parametrium.model.encoder import Encoder
-from parametrium.model.patch_embed import padded, patch_grid
+from parametrium.model.patch_embed import padded
 from parametrium.model.position import Spacing
 from parametrium.objectives.registry import PretrainingModel, build_model
+from parametrium.objectives.synthesis import CrossModalSynthesis
 from parametrium.training.optim import Optimiser, block_matrices
 from parametrium.training.step import autocast
 
 Extent = tuple[int, int, int]
 
-_WIDTH = 16  # channels of the decoder at full resolution
 _ON_STRUCTURE = 2 / 3  # of the crops are centred on a structure, each structure as often; the others lie anywhere
 
 
@@ -94,10 +93,7 @@ def labelled_volumes(
 
 
 class Segmenter(nn.Module):
-    """A small U-Net whose bottom also has the encoder's tokens of before, amid and after its blocks.
-
-    The image's own convolutions draw the borders, which patches are too coarse for; tokens say what lies within them,
-    to the U-Net's bottom and, by one linear map, straight to the logits.
+    """The encoder within the decoder that draws voxels, and a linear map of tokens that goes straight to the logits.
 
     Args:
         encoder: pretrained or fresh; trained along.
@@ -114,70 +110,43 @@ class Segmenter(nn.Module):
         self, encoder: Encoder, modality: int, spacing_mm: Spacing, structures: int, pretrained: bool = False
     ) -> None:
         super().__init__()
-        shape = encoder.shape
-        doublings = round(math.log2(shape.patch))
-        if 2**doublings != shape.patch:
-            raise ValueError("the decoder doubles its resolution step by step: the patch must be a power of two")
         self.encoder = encoder
         self.pretrained = pretrained
         self.modality = modality
         self.spacing_mm = spacing_mm
-        self.after = sorted({0, shape.depth // 2, shape.depth})
-        widths = [_WIDTH * 2 ** min(level, 2) for level in range(doublings + 1)]
-        self.image = nn.ModuleList(
-            _convolution(narrow, wide, 3, stride)
-            for (narrow, wide), stride in zip(pairwise([1, *widths]), (1, *[2] * doublings), strict=True)
-        )
-        channels = len(self.after) * shape.width
-        # Tokens share large means and differ little: without their own scale for each channel a decoder learns slowly.
-        self.scale = nn.BatchNorm3d(channels, affine=False)
-        self.coarse = nn.Conv3d(channels, structures + 1, 1)
-        self.tokens = _convolution(channels, widths[-1], 1)
-        self.bottom = _convolution(2 * widths[-1], widths[-1], 3)
-        downwards = list(reversed(widths))
-        self.rises = nn.ModuleList(nn.ConvTranspose3d(wide, narrow, 2, 2) for wide, narrow in pairwise(downwards))
-        self.joins = nn.ModuleList(_convolution(2 * narrow, narrow, 3) for narrow in downwards[1:])
-        self.head = nn.Conv3d(_WIDTH, structures + 1, 1)
+        self.stem = convolution(1, WIDTH, 3)
+        self.decoder = DenseDecoder(encoder.shape)
+        self.coarse = nn.Conv3d(self.decoder.channels, structures + 1, 1)
+        self.head = nn.Conv3d(WIDTH, structures + 1, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, 1, D, H, W], any size -> logits [B, S + 1, D, H, W]."""
         volumes = padded(image[:, 0], self.encoder.shape.patch)
-        known = self.scale(self._known(volumes))
-        seen = [volumes[:, None]]
-        for convolution in self.image:
-            seen.append(convolution(seen[-1]))
-        x = self.bottom(torch.cat([self.tokens(known), seen[-1]], dim=1))
-        for rise, join, skip in zip(self.rises, self.joins, reversed(seen[1:-1]), strict=True):
-            x = join(torch.cat([rise(x), skip], dim=1))
-        coarse = F.interpolate(self.coarse(known), size=volumes.shape[1:], mode="trilinear")
-        d, h, w = image.shape[2:]
-        logits: Tensor = self.head(x) + coarse
-        return logits[:, :, :d, :h, :w]
-
-    def _known(self, volumes: Tensor) -> Tensor:
-        """[B, 3 C, d, h, w] the encoder's tokens of three depths."""
         modality = torch.full((len(volumes),), self.modality, device=volumes.device)
-        layers = self.encoder.intermediate(self.encoder.tokens(volumes, modality, self.spacing_mm), self.after)
-        joined = torch.cat([F.layer_norm(layer, layer.shape[-1:]) for layer in layers], dim=-1)
-        return joined.transpose(1, 2).reshape(len(volumes), -1, *patch_grid(volumes, self.encoder.shape.patch))
+        known = self.decoder.known(self.encoder, volumes, modality, self.spacing_mm)
+        d, h, w = volumes.shape[1:]
+        features = self.decoder(self.stem(volumes[:, None]), known)
+        logits: Tensor = self.head(features) + spread(self.coarse(known), (d, h, w))
+        d, h, w = image.shape[2:]
+        return logits[:, :, :d, :h, :w]
 
 
 def segmenter_of(job: JobConfig, modality: str, structures: int, pretrained: PretrainingModel | None) -> Segmenter:
-    """A segmenter of one of the job's modalities, with the encoder of a pretrained model or a fresh one."""
+    """A segmenter of one of the job's modalities, fresh, or with what a pretrained model knows.
+
+    That is its encoder and, where cross-modal synthesis trained one, its decoder.
+    """
     encoder = build_model(job).encoder
-    if pretrained is not None:
-        encoder.load_state_dict(pretrained.encoder.state_dict())
     index, spacing_mm = job.modalities.index(modality), job.preparation.spacing_mm
-    return Segmenter(encoder, index, spacing_mm, structures, pretrained is not None)
-
-
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
-    """Convolution, instance norm and activation; an instance norm has no memory of other patients."""
-    return nn.Sequential(
-        nn.Conv3d(inputs, outputs, kernel, stride, padding=kernel // 2),
-        nn.InstanceNorm3d(outputs, affine=True),
-        nn.GELU(),
-    )
+    segmenter = Segmenter(encoder, index, spacing_mm, structures, pretrained is not None)
+    if pretrained is None:
+        return segmenter
+    encoder.load_state_dict(pretrained.encoder.state_dict())
+    synthesis = pretrained.find(CrossModalSynthesis)
+    if synthesis is not None:
+        segmenter.decoder.load_state_dict(synthesis.decoder.state_dict())
+        segmenter.stem.load_state_dict(synthesis.stem.of[modality].state_dict())
+    return segmenter
 
 
 def small_cnn(structures: int) -> nn.Module:

@@ -209,11 +209,16 @@ def draw_pairs(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor
     Returns:
         anchor [A] and source [A] indices of crops.
     """
-    registered = (batch.frame[:, None] == batch.frame[None]) & (batch.modality[:, None] != batch.modality[None])
-    chance = torch.rand(registered.shape, generator=generator).to(registered.device) * registered
+    partners = registered(batch)
+    chance = torch.rand(partners.shape, generator=generator).to(partners.device) * partners
     best, source = chance.max(1)
     anchor = (best > 0).nonzero().squeeze(1)
     return anchor, source[anchor]
+
+
+def registered(batch: Batch) -> Tensor:
+    """[N, N] which crops show the same place in another modality."""
+    return (batch.frame[:, None] == batch.frame[None]) & (batch.modality[:, None] != batch.modality[None])
 
 
 def count_either(first: Tensor, second: Tensor, modalities: tuple[str, ...]) -> Counter[str]:

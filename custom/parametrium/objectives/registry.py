@@ -17,6 +17,7 @@ from parametrium.objectives.modality_contrastive import ModalityContrastive
 from parametrium.objectives.objective import Objective
 from parametrium.objectives.prediction import LatentPrediction
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
+from parametrium.objectives.synthesis import CrossModalSynthesis
 from parametrium.objectives.template import TemplateReconstruction
 from parametrium.objectives.text import TextContrastive
 
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, Any] = {
     for objective in (
         MaskedReconstruction,
         CrossModalReconstruction,
+        CrossModalSynthesis,
         TemplateReconstruction,
         SoftContrastive,
         TextContrastive,

@@ -26,7 +26,7 @@ from parametrium.report.compared_patients import draw_contrast, draw_isotropy, d
 from parametrium.report.embedding import draw_map, save_points
 from parametrium.report.learned_templates import draw_templates
 from parametrium.report.planes import Image, Item, Panel, draw_items, filled, frame_of
-from parametrium.report.reconstructions import draw_cross_modal, draw_masked
+from parametrium.report.reconstructions import draw_cross_modal, draw_masked, draw_synthesis
 from parametrium.report.rollouts import (
     Overlay,
     edge_corner,
@@ -65,6 +65,10 @@ ABOUT = {
         "Cross-modal reconstruction",
         "The grey patches are hidden and filled with those of the other, registered modality; the model gives back the "
         "first modality there.",
+    ),
+    "cross_modal_synthesis": (
+        "Cross-modal synthesis",
+        "A scan is turned into another modality, voxel by voxel; beside it what was scanned in that modality.",
     ),
     "box_localisation": (
         "Box localisation",
@@ -151,6 +155,7 @@ def draw_pictures(
     draw: dict[str, Callable[[Scene, Path], bool]] = {
         "masked_reconstruction": draw_masked,
         "cross_modal_reconstruction": draw_cross_modal,
+        "cross_modal_synthesis": draw_synthesis,
         "box_localisation": _box_localisation,
         "modality_contrastive": draw_modality_contrast,
         "global_local": draw_small_crops,

@@ -12,8 +12,9 @@ from torch import Tensor
 from parametrium.data.batch import Batch
 from parametrium.model.patch_embed import gather, patchify, unpatchify
 from parametrium.objectives.reconstruction import CrossModalReconstruction, MaskedReconstruction
+from parametrium.objectives.synthesis import CrossModalSynthesis
 from parametrium.objectives.target import Target
-from parametrium.report.planes import Item, Panel
+from parametrium.report.planes import Image, Item, Panel
 from parametrium.report.scene import (
     PAIRS,
     SHOWN,
@@ -61,6 +62,23 @@ def draw_cross_modal(scene: Scene, path: Path) -> bool:
     return drawn_items(path, items, scene, 2)
 
 
+def draw_synthesis(scene: Scene, path: Path) -> bool:
+    """What a scan is turned into, beside what was scanned; False where the model has no such objective."""
+    objective = scene.model.find(CrossModalSynthesis)
+    if objective is None:
+        return False
+    items = []
+    for patient, volume, other in registered_pairs(scene)[:PAIRS]:
+        batch = scene.batch([volume, other], central_corner(volume, scene.job.crop))
+        images, modality = batch.images, batch.modality
+        source = torch.zeros(1, dtype=torch.long, device=images.device)
+        made = objective.predict(scene.model.encoder, images[1:], modality[1:], source, modality[:1])[0]
+        looked = Panel(f"{other.modality}, as it is", array_of(images[1]), window_of(batch, 1))
+        panels = (looked, *_compared(volume.modality, array_of(images[0]), array_of(made), window_of(batch, 0)))
+        items.append(Item(f"{volume.modality} from {other.modality}, patient {patient + 1}", panels))
+    return drawn_items(path, items, scene, 2)
+
+
 def restored(predicted: Tensor, true: Tensor, target: Target) -> Tensor:
     """[B, Q, V] predictions on the scale of the intensities.
 
@@ -82,11 +100,16 @@ def _reconstruction_panels(
     back = patches.scatter(1, index, restored(predicted.float(), gather(patches, masked), target))
     seen = patches.scatter(1, index, torch.full_like(back, torch.nan))
     true, hidden, made = (array_of(unpatchify(p, scene.grid, scene.patch)[0]) for p in (patches, seen, back))
-    low, high = window_of(batch, 0)
-    error_limit = (high - low) / 2
+    window = window_of(batch, 0)
+    as_it_is, *others = _compared(modality, true, made, window)
+    return (as_it_is, Panel("seen by the encoder", hidden, window), *others)
+
+
+def _compared(modality: str, true: Image, made: Image, window: tuple[float, float]) -> tuple[Panel, Panel, Panel]:
+    """A crop as it is, as it came back, and the error."""
+    limit = (window[1] - window[0]) / 2
     return (
-        Panel(modality, true, (low, high)),
-        Panel("seen by the encoder", hidden, (low, high)),
-        Panel("reconstruction", made, (low, high)),
-        Panel(f"error, 0 to {error_limit:.1f}", np.abs(made - true), (0.0, error_limit), "magma"),
+        Panel(modality, true, window),
+        Panel("reconstruction", made, window),
+        Panel(f"error, 0 to {limit:.1f}", np.abs(made - true), (0.0, limit), "magma"),
     )

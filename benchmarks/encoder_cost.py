@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from parametrium.config import JobConfig, OptimiserConfig, parse_job
 from parametrium.data.batch import Batch, CropRequest
 from parametrium.data.loader import Batches
+from parametrium.model.attention import DropPath
 from parametrium.model.encoder import Encoder
 from parametrium.model.masking import draw_mask
 from parametrium.model.presets import PRESETS, Architecture
@@ -156,6 +157,9 @@ def objective_bytes(
 ) -> float:
     """Weights, gradients, moments, a teacher where there is one, and what the backward pass keeps."""
     objective, model.encoder.activation_checkpointing = model.objective(kind), checkpointing
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.probability = 0.0  # which branches it drops is chance
     objective.begin_round(model.encoder, 0)
     teacher = sum(tensor.nbytes for tensor in objective.kept().values())
 
@@ -240,12 +244,13 @@ def time_row(preset: str, schedule: str, arguments: argparse.Namespace) -> str:
         state.model.encoder.compile()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    times = step_seconds(state, batches, job, arguments.steps)
+    turns = 1 if schedule == "summed" else len(OBJECTIVES_TIMED)
+    # Whole turns, so that time and arithmetic are of the same mix of objectives.
+    times = step_seconds(state, batches, job, math.ceil(arguments.steps / turns) * turns)
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 1e9
     else:
         memory = largest_resident_bytes() / 1e9
-    turns = 1 if schedule == "summed" else len(OBJECTIVES_TIMED)
     # The plain attention: of the fused one for CPUs the counter knows nothing. Muon's products are not the model's.
     plain = new_state(job, device)
     with (

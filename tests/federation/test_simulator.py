@@ -194,6 +194,9 @@ def test_a_summed_federation_counts_each_site_for_what_it_trained(tmp_path: Path
         for name in crossed:
             assert np.array_equal(after[name].numpy(), (before[name].double() + ours[name].double()).float().numpy())
         shared = "encoder.norm.weight"
+        for counts in (samples, others):  # once for every objective that a crop served
+            heads = [own_head(counts, kind, owners_of(job)) for kind in kinds]
+            assert counts[shared] == sum(counts[head] for head in heads if head)
         mean = (samples[shared] * ours[shared].double() + others[shared] * theirs[shared].double()) / (
             samples[shared] + others[shared]
         )
@@ -216,6 +219,12 @@ def test_a_template_that_one_site_alone_trained_is_not_shown_to_the_other(tmp_pa
     assert before[names["T1"]].equal(after[names["T1"]])
     (record,) = read_lines(run.folder / "rounds.jsonl")
     assert record["templates_kept"] == ["T1"]
+
+
+def own_head(counts: Mapping[str, int], kind: str, owners: Mapping[str, Owner]) -> str | None:
+    """A tensor of one objective alone, and of no modality; None where it was not trained."""
+    own = (name for name in counts if name.startswith(f"objectives.{kind}.") and owners[name].modality is None)
+    return next(own, None)
 
 
 def owners_of(job: Path) -> dict[str, Owner]:

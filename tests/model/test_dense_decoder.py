@@ -52,6 +52,15 @@ def test_a_patch_that_is_no_power_of_two_is_refused() -> None:
         DenseDecoder(replace(SHAPE, patch=6))
 
 
+def test_a_level_has_the_same_name_whatever_the_patch() -> None:
+    """So that a warm start into larger patches takes the levels that both have, and leaves the deepest alone."""
+    small, large = (DenseDecoder(replace(SHAPE, patch=patch)).state_dict() for patch in (4, 8))
+    for part in ("falls", "rises", "joins"):
+        own = {name: tensor.shape for name, tensor in small.items() if name.startswith(part)}
+        assert own
+        assert own == {n: t.shape for n, t in large.items() if n.startswith(part) and f"{part}.2" not in n}
+
+
 def test_what_is_said_of_patches_is_spread_over_their_voxels() -> None:
     coarse = torch.arange(4.0).reshape(1, 1, 4, 1, 1).expand(1, 2, 4, 4, 4)
     fine = spread(coarse, (16, 16, 16))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parametrium.model.attention import Attention, WindowAttention
-from parametrium.model.encoder import Encoder
+from parametrium.model.encoder import Encoder, Tokens
 from parametrium.model.masking import draw_mask
 from parametrium.model.position import grid_positions
 from parametrium.model.presets import PRESETS, Architecture
@@ -219,6 +219,27 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
         torch.manual_seed(7)
         encoder(*arranged((8, 2, 1), 0.0)).patches.square().sum().backward()
         gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_activation_checkpointing_also_spares_memory_where_single_blocks_are_read() -> None:
+    kept, gradients = [], []
+    for again in (False, True):
+        encoder = encoder_of().train()
+        encoder.activation_checkpointing = again
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            layers = encoder.intermediate(Tokens(*arranged((8, 4, 4), 0.0)), (1, 3))
+        torch.stack(layers).square().sum().backward()
+        kept.append(sum(sizes.values()))
+        gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
+    assert kept[1] < 0.5 * kept[0]
     assert len(gradients[0]) == len(gradients[1]) > 10
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 

@@ -359,11 +359,8 @@ class JobConfig(Strict):
                 "objectives: modality_contrastive fills from templates, which only template_reconstruction trains; "
                 "list that, too"
             )
-        if "cross_modal_synthesis" in kinds and self.model.patch & (self.model.patch - 1):
-            raise ValueError(
-                f"objectives: cross_modal_synthesis doubles its resolution step by step, from patches to voxels; "
-                f"model.patch must be a power of two, not {self.model.patch}"
-            )
+        if "cross_modal_synthesis" in kinds:
+            self._synthesis_fits()
         if all(objective.start > 0 for objective in self.objectives):
             raise ValueError("objectives: at least one must have start 0")
         names = [variable.name for variable in self.clinical]
@@ -382,6 +379,15 @@ class JobConfig(Strict):
             if self.stopping.background and not self.evaluation.monitors:
                 raise ValueError("stopping.background needs evaluation.monitors: true")
         return self
+
+    def _synthesis_fits(self) -> None:
+        if self.model.patch & (self.model.patch - 1):
+            raise ValueError(
+                "objectives: cross_modal_synthesis doubles its resolution step by step, from patches to voxels; "
+                f"model.patch must be a power of two, not {self.model.patch}"
+            )
+        if all(extent == self.model.patch for extent in self.crop):
+            raise ValueError("objectives: cross_modal_synthesis needs a crop of more than one patch")
 
     def _probe_apart(self) -> None:
         """What the probe asks must not have been told in training."""

@@ -101,7 +101,8 @@ class SiteConfig(Strict):
     threads: Count = 1
     """CPU threads of the trainer."""
     compile: bool = False
-    """Whether torch compiles the encoder: faster steps after minutes at the start; needs a C++ compiler."""
+    """Whether torch compiles the encoder: faster steps after minutes at the start; needs a C++ compiler.
+    cross_modal_synthesis, which reads single blocks, runs them as they are."""
     activation_checkpointing: bool = False
     """Whether activations are computed again in the backward pass: for a GPU with too little memory, at more time."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0

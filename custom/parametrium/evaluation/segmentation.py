@@ -57,7 +57,7 @@ class FineTuning:
         crop: voxels, multiples of the patch.
         steps: optimiser steps.
         batch: crops of a step.
-        rate: peak learning rate of what begins at random.
+        rate: peak learning rate of all but the encoder, of a pretrained decoder, too (lower ones were not tried).
         encoder_rate: factor of it for the encoder.
         matrix_rate: peak learning rate of Muon for the matrices of the blocks of an encoder that begins at random.
         kept_rate: the same where it is pretrained: at the other rate it forgets.

@@ -48,9 +48,9 @@ class DenseDecoder(nn.Module):
         self.scale = nn.InstanceNorm3d(self.channels)
         self.tokens = convolution(self.channels, widths[-1], 1)
         self.bottom = convolution(2 * widths[-1], widths[-1], 3)
-        upwards = list(reversed(widths))
-        self.rises = nn.ModuleList(nn.ConvTranspose3d(wide, narrow, 2, 2) for wide, narrow in pairwise(upwards))
-        self.joins = nn.ModuleList(convolution(2 * narrow, narrow, 3) for narrow in upwards[1:])
+        # All lists begin at full resolution: a level has the same name whatever the patch, for warm starts.
+        self.rises = nn.ModuleList(nn.ConvTranspose3d(wide, narrow, 2, 2) for narrow, wide in pairwise(widths))
+        self.joins = nn.ModuleList(convolution(2 * narrow, narrow, 3) for narrow in widths[:-1])
 
     def known(self, encoder: Encoder, volumes: Tensor, modality: Tensor, spacing_mm: Spacing) -> Tensor:
         """What the encoder knows: [B, D, H, W] multiples of the patch, [B] -> [B, 3 C, d, h, w]."""
@@ -66,7 +66,8 @@ class DenseDecoder(nn.Module):
         for fall in self.falls:
             seen.append(fall(seen[-1]))
         x: Tensor = self.bottom(torch.cat([self.tokens(known), seen[-1]], dim=1))
-        for rise, join, skip in zip(self.rises, self.joins, reversed(seen[:-1]), strict=True):
+        levels = list(zip(self.rises, self.joins, seen[:-1], strict=True))
+        for rise, join, skip in reversed(levels):
             x = join(torch.cat([rise(x), skip], dim=1))
         return x
 

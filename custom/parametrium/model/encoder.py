@@ -145,11 +145,13 @@ class Encoder(nn.Module):
         """[B, K, C] tokens -> class token, registers and patch tokens; arguments as in ``Tokens``."""
         x, near = self._arranged(tokens, windows), self._near(centres_mm, windows)
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, None, None, windows, near, use_reentrant=False)
-            else:
-                x = block(x, windows=windows, near=near)
+            x = self._through(block, x, windows, near)
         return self._encoded(x, windows)
+
+    def _through(self, block: nn.Module, x: Tensor, windows: Windows | None, near: Nearness | None) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, x, None, None, windows, near, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(x, windows=windows, near=near)  # type: ignore[no-any-return]
 
     def _encoded(self, x: Tensor, windows: Windows | None) -> Encoded:
         cls, registers, patches = self.norm(x).split([1, self.extras - 1, x.shape[1] - self.extras], dim=1)
@@ -191,7 +193,7 @@ class Encoder(nn.Module):
         windows, found = begin.windows, {}
         x, near = self._arranged(begin.tokens, windows), self._near(begin.centres_mm, windows)
         for passed, block in enumerate((None, *self.blocks)):
-            x = x if block is None else block(x, windows=windows, near=near)
+            x = x if block is None else self._through(block, x, windows, near)
             if passed in after:
                 found[passed] = x[:, self.extras :] if windows is None else windows.restore(x[:, self.extras :])
         return [found[passed] for passed in after]

@@ -67,10 +67,10 @@ class CrossModalSynthesis(Objective):
         places = torch.searchsorted(looked, source)
         found = self.predict(encoder, batch.images[looked], batch.modality[looked], places, wanted)
         loss = (found.float() - true)[both].square().mean()
-        embedded = count(batch.modality[looked], encoder.modalities)
-        decoded = count(batch.modality[torch.unique(target)], encoder.modalities)
+        # Partners are so mutually: what is looked at is also what is to be found.
+        tally = count(batch.modality[looked], encoder.modalities)
         chance = float(_from_means(true, both, wanted))
-        return Outcome(loss, len(looked), embedded, decoded, scalars={"chance": chance})
+        return Outcome(loss, len(looked), tally, tally, scalars={"chance": chance})
 
 
 def _from_means(true: Tensor, both: Tensor, wanted: Tensor) -> Tensor:

@@ -49,9 +49,9 @@ class Optimiser:
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, object]]:
-    """Matrices of linear layers decay; vectors, tokens and scalars do not.
+    """Matrices of linear layers and kernels of convolutions decay; vectors, tokens and scalars do not.
 
-    Tokens are stored as [E, C]; they are recognised by their name's last part, which only ``nn.Linear`` calls "weight".
+    Tokens are stored as [E, C]; they are recognised by their name's last part, which only layers call "weight".
     """
     decay: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []

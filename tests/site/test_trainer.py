@@ -371,17 +371,12 @@ def rounds_of(job: JobConfig, folder: Path, name: str, **how: bool) -> dict[str,
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-@pytest.mark.parametrize(
-    ("kind", "edge"),
-    [("masked_reconstruction", 8), ("latent_prediction", 20)],  # 20 voxels are two windows an axis
-)
-def test_checkpointing_and_compiling_train_the_same_model(
-    kind: str, edge: int, small_job: MakeJob, tmp_path: Path
-) -> None:
+def test_checkpointing_and_compiling_train_the_same_model(small_job: MakeJob, tmp_path: Path) -> None:
+    """In two windows an axis; latent prediction encodes a whole crop, and contexts of changing size."""
     folder = tmp_path / "cohort"
     folder.mkdir()
     write_rows(folder / "cohort.csv", good_rows(folder, 3))
-    job = small_job(objectives=[{"kind": kind}], local_steps=1, crop=[edge] * 3)
+    job = small_job(objectives=[{"kind": "latent_prediction"}], local_steps=1, crop=[20] * 3)
     plain = rounds_of(job, folder, "plain")
     again = rounds_of(job, folder, "again", activation_checkpointing=True)
     assert plain.keys() == again.keys()

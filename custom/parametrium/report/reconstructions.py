@@ -74,7 +74,8 @@ def draw_synthesis(scene: Scene, path: Path) -> bool:
         source = torch.zeros(1, dtype=torch.long, device=images.device)
         made = objective.predict(scene.model.encoder, images[1:], modality[1:], source, modality[:1])[0]
         looked = Panel(f"{other.modality}, as it is", array_of(images[1]), window_of(batch, 1))
-        panels = (looked, *_compared(volume.modality, array_of(images[0]), array_of(made), window_of(batch, 0)))
+        true, window = array_of(images[0]), window_of(batch, 0)
+        panels = (looked, *_compared(volume.modality, true, array_of(made), window, "synthesis"))
         items.append(Item(f"{volume.modality} from {other.modality}, patient {patient + 1}", panels))
     return drawn_items(path, items, scene, 2)
 
@@ -101,15 +102,17 @@ def _reconstruction_panels(
     seen = patches.scatter(1, index, torch.full_like(back, torch.nan))
     true, hidden, made = (array_of(unpatchify(p, scene.grid, scene.patch)[0]) for p in (patches, seen, back))
     window = window_of(batch, 0)
-    as_it_is, *others = _compared(modality, true, made, window)
+    as_it_is, *others = _compared(modality, true, made, window, "reconstruction")
     return (as_it_is, Panel("seen by the encoder", hidden, window), *others)
 
 
-def _compared(modality: str, true: Image, made: Image, window: tuple[float, float]) -> tuple[Panel, Panel, Panel]:
+def _compared(
+    modality: str, true: Image, made: Image, window: tuple[float, float], name: str
+) -> tuple[Panel, Panel, Panel]:
     """A crop as it is, as it came back, and the error."""
     limit = (window[1] - window[0]) / 2
     return (
         Panel(modality, true, window),
-        Panel("reconstruction", made, window),
+        Panel(name, made, window),
         Panel(f"error, 0 to {limit:.1f}", np.abs(made - true), (0.0, limit), "magma"),
     )

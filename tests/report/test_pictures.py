@@ -18,7 +18,7 @@ from parametrium.config import JobConfig, SiteConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.objectives.registry import build_model, initial_tensors
 from parametrium.objectives.target import standardise
-from parametrium.report import pictures, reconstructions
+from parametrium.report import pictures, reconstructions, scene
 from parametrium.report.compared_patients import order
 from parametrium.report.embedding import Point, components, load_points
 from parametrium.report.pictures import ABOUT, draw_pictures
@@ -127,7 +127,7 @@ def test_a_picture_that_fails_does_not_fail_the_run(
     def broken(*_: object) -> None:
         raise OSError("/home/secret/patient7.nii")
 
-    for module, name in ((pictures, "central_corner"), (pictures, "edge_corner"), (reconstructions, "central_corner")):
+    for module, name in ((scene, "central_corner"), (pictures, "edge_corner"), (reconstructions, "central_corner")):
         monkeypatch.setattr(module, name, broken)
     with caplog.at_level(logging.WARNING):
         assert draw(make_job, tmp_path / "p", memory_patients(SETS)) == ["soft_contrastive", "embeddings"]

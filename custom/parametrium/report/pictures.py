@@ -38,13 +38,11 @@ from parametrium.report.rollouts import (
 )
 from parametrium.report.scene import (
     MAPPED,
-    PAIRS,
     SHOWN,
     Scene,
     array_of,
-    central_corner,
     drawn_items,
-    registered_pairs,
+    pairs_shown,
     window_of,
 )
 from parametrium.report.views import draw_latent, draw_modality_contrast, draw_small_crops
@@ -213,8 +211,7 @@ def _box_localisation(scene: Scene, path: Path) -> bool:
     if objective is None:
         return False
     items = []
-    for patient, volume, other in registered_pairs(scene)[:PAIRS]:
-        batch = scene.batch([volume, other], central_corner(volume, scene.job.crop))
+    for patient, volume, other, batch in pairs_shown(scene):
         generator = torch.Generator().manual_seed(scene.job.seed)
         drawn = objective.draw(batch, scene.patch, generator)
         if 0 not in drawn.row:

@@ -16,13 +16,12 @@ from parametrium.objectives.synthesis import CrossModalSynthesis
 from parametrium.objectives.target import Target
 from parametrium.report.planes import Image, Item, Panel
 from parametrium.report.scene import (
-    PAIRS,
     SHOWN,
     Scene,
     array_of,
     central_corner,
     drawn_items,
-    registered_pairs,
+    pairs_shown,
     window_of,
 )
 
@@ -48,8 +47,7 @@ def draw_cross_modal(scene: Scene, path: Path) -> bool:
     if objective is None:
         return False
     items = []
-    for patient, volume, other in registered_pairs(scene)[:PAIRS]:
-        batch = scene.batch([volume, other], central_corner(volume, scene.job.crop))
+    for patient, volume, other, batch in pairs_shown(scene):
         visible, masked = scene.mask(objective.mask_ratio)
         images, modality = batch.images, batch.modality
         predicted, _ = objective.predict(
@@ -68,8 +66,7 @@ def draw_synthesis(scene: Scene, path: Path) -> bool:
     if objective is None:
         return False
     items = []
-    for patient, volume, other in registered_pairs(scene)[:PAIRS]:
-        batch = scene.batch([volume, other], central_corner(volume, scene.job.crop))
+    for patient, volume, other, batch in pairs_shown(scene):
         images, modality = batch.images, batch.modality
         source = torch.zeros(1, dtype=torch.long, device=images.device)
         made = objective.predict(scene.model.encoder, images[1:], modality[1:], source, modality[:1])[0]

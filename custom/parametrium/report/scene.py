@@ -3,7 +3,7 @@
 D H W voxels of a crop, K visible and Q masked patches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
@@ -107,6 +107,12 @@ def registered_pairs(scene: Scene) -> list[tuple[int, PreparedVolume, PreparedVo
         )
         found += [pair for pair in [next(pairs, None)] if pair is not None]
     return found
+
+
+def pairs_shown(scene: Scene) -> Iterator[tuple[int, PreparedVolume, PreparedVolume, Batch]]:
+    """The first ``PAIRS`` registered pairs, each with the crops of both in the middle of the first one's body."""
+    for patient, volume, other in registered_pairs(scene)[:PAIRS]:
+        yield patient, volume, other, scene.batch([volume, other], central_corner(volume, scene.job.crop))
 
 
 def _first(patient: PreparedPatient, modality: str) -> PreparedVolume | None:

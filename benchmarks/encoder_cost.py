@@ -208,6 +208,7 @@ def batch_of(request: CropRequest, job: JobConfig) -> Batch:
         box=torch.tensor([[0.0] * 3, [2.0 * edge] * 3]).repeat(n, 1, 1),
         clinical=torch.rand(patients, 1),
         observed=torch.ones(patients, 1, dtype=torch.bool),
+        identity=torch.arange(patients),
     )
 
 

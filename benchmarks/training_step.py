@@ -87,6 +87,7 @@ def ours(shape: Shape, device: torch.device) -> Callable[[], None]:
         box=torch.zeros(n, 2, 3),
         clinical=torch.zeros(n, 0),
         observed=torch.zeros(n, 0, dtype=torch.bool),
+        identity=torch.arange(n),
     ).to(device)
 
     def step() -> None:

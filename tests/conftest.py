@@ -90,6 +90,7 @@ def make_batch() -> Callable[..., Batch]:
             box=torch.tensor([[0.0] * 3, [2.0 * extent] * 3]).repeat(n, 1, 1),
             clinical=torch.rand(len(modalities), variables, generator=generator),
             observed=torch.ones(len(modalities), variables, dtype=torch.bool),
+            identity=torch.arange(len(modalities)),
         )
 
     return make

@@ -188,6 +188,8 @@ def test_every_patient_comes_once_before_any_comes_again(total: int, count: int,
     batches = list(loader(patients, job, CropRequest("aligned", count, 1)).steps(0, 2 * total))
     ages = torch.cat([batch["aligned"].clinical[:, 0] for batch in batches]).tolist()
     assert len(ages) == 2 * total * count
+    identity = torch.cat([batch["aligned"].identity for batch in batches])
+    assert [20 + number for number in identity.tolist()] == ages
     for start in range(0, len(ages), total):
         assert sorted(ages[start : start + total]) == [20 + p for p in range(total)]
 

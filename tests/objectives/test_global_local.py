@@ -181,6 +181,29 @@ def test_one_patient_is_no_cloud(make_job: MakeJob, make_batch: MakeBatch) -> No
     assert objective(model.encoder, make_batch([[0, 1]]), seed_0()) is None
 
 
+def test_who_comes_twice_in_a_batch_counts_once(make_job: MakeJob, make_batch: MakeBatch) -> None:
+    """The first of her entries does, of those that show the body."""
+    model, objective = model_of(make_job)
+    batch = make_batch([[0, 1], [1, 2], [0, 0], [0, 1]], aligned=False)
+    batch = replace(batch, identity=torch.tensor([7, 3, 7, 3]))
+    first = objective(model.encoder, batch.of(torch.tensor([True, True, False, False])), seed_0())
+    assert torch.equal(objective(model.encoder, batch, seed_0()).loss, first.loss)
+    batch.body[0] = False
+    assert objective(model.encoder, batch, seed_0()).embedded == {"CT": 2, "T1": 1, "PET": 1}
+    batch = replace(batch, identity=torch.full((4,), 7))
+    assert objective(model.encoder, batch, seed_0()) is None
+
+
+@pytest.mark.parametrize("people", [1, 5])
+def test_a_site_of_few_patients_has_no_more_of_them_in_a_larger_batch(make_job: MakeJob, people: int) -> None:
+    model, objective = model_of(make_job)
+    job = make_job(objectives=[{"kind": "global_local"}], batch={"patients": 8})
+    batch = CropLoader(memory_patients([["CT"]] * people), job, "alpha", CropPlan(job, model))[0]["views"]
+    assert batch.patients == 8
+    outcome = objective(model.encoder, batch, seed_0())
+    assert outcome is None if people == 1 else outcome.samples == 2 * people
+
+
 def test_a_patient_of_whom_a_crop_shows_air_is_left_out(make_job: MakeJob, make_batch: MakeBatch) -> None:
     model, objective = model_of(make_job)
     batch = make_batch([[0, 1], [1, 2], [0, 0]], aligned=False)
@@ -227,6 +250,7 @@ def textured(patients: int, seed: int) -> Batch:
         box=torch.zeros(2 * patients, 2, 3),
         clinical=nothing,
         observed=nothing > 0,
+        identity=torch.arange(patients),
     )
 
 

@@ -259,6 +259,16 @@ def test_each_modality_is_a_cloud_of_patients(make_job: MakeJob, make_batch: Mak
     assert objective(model.encoder, make_batch([[0], [1], [2]]), torch.Generator()) is None
 
 
+@pytest.mark.parametrize("people", [1, 2, 5])
+def test_who_comes_twice_in_a_batch_is_one_sample(make_job: MakeJob, people: int) -> None:
+    job = make_job(objectives=[{"kind": "isotropy", "directions": 8}], batch={"patients": 8})
+    model, objective = objective_of(make_job)
+    batch = CropLoader(memory_patients([["CT"]] * people), job, "alpha", CropPlan(job, model))[0]["aligned"]
+    assert batch.patients == 8
+    outcome = objective(model.encoder, batch, torch.Generator())
+    assert outcome is None if people == 1 else outcome.samples == people
+
+
 def test_it_takes_patients_apart_that_were_one_point(make_job: MakeJob) -> None:
     settings = {"batch": {"patients": 8}, "rounds": 1, "local_steps": 80, "optimiser": {"learning_rate": 0.005}}
     job = make_job(objectives=[{"kind": "isotropy"}], precision="fp32", **settings)

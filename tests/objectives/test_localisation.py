@@ -362,6 +362,7 @@ def field(patients: int, generator: torch.Generator) -> Batch:
         box=torch.zeros(2 * patients, 2, 3),
         clinical=torch.zeros(patients, 3),
         observed=torch.zeros(patients, 3, dtype=torch.bool),
+        identity=torch.arange(patients),
     )
 
 

@@ -63,22 +63,34 @@ def test_a_job_that_never_trains_the_templates_is_refused(make_job: MakeJob) -> 
 # ------------------------------------------------------------------------------------------------ who is compared
 
 
-def batch_of(sets: list[list[int]], aligned: bool = True) -> Batch:
+def batch_of(sets: list[list[int]], aligned: bool = True, people: int | None = None) -> Batch:
+    """With ``people`` so many take turns in the batch; else every entry is a patient of its own."""
     modality = torch.tensor([m for row in sets for m in row])
     patient = torch.tensor([p for p, row in enumerate(sets) for _ in row])
     frame = patient if aligned else torch.arange(len(patient))
     nothing = torch.zeros(0)
-    return Batch(nothing, nothing, patient, modality, frame, nothing, nothing, nothing, nothing)
+    return Batch(
+        nothing,
+        nothing,
+        patient,
+        modality,
+        frame,
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        torch.arange(len(sets)) % (people or len(sets)),
+    )
 
 
 modality_sets = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=5)
 
 
-@given(modality_sets, st.booleans(), st.integers(0, 2**20))
+@given(modality_sets, st.booleans(), st.none() | st.integers(1, 3), st.integers(0, 2**20))
 def test_patients_of_one_modality_are_compared_each_once_and_filled_by_their_own(
-    sets: list[list[int]], aligned: bool, seed: int
+    sets: list[list[int]], aligned: bool, people: int | None, seed: int
 ) -> None:
-    batch = batch_of(sets, aligned)
+    batch = batch_of(sets, aligned, people)
     drawn = draw_compared(batch, seeded(seed))
     has_other = [
         any(
@@ -88,7 +100,7 @@ def test_patients_of_one_modality_are_compared_each_once_and_filled_by_their_own
         for n in range(len(batch.modality))
     ]
     sizes = [
-        len({int(batch.patient[n]) for n in range(len(has_other)) if batch.modality[n] == m and has_other[n] == paired})
+        len({int(batch.owner[n]) for n in range(len(has_other)) if batch.modality[n] == m and has_other[n] == paired})
         for m in range(3)
         for paired in (False, True)
     ]
@@ -96,7 +108,7 @@ def test_patients_of_one_modality_are_compared_each_once_and_filled_by_their_own
     if drawn is None:
         return
     anchors = drawn.anchor.tolist()
-    assert len({int(batch.patient[a]) for a in anchors}) == len(anchors) >= 2
+    assert len({int(batch.owner[a]) for a in anchors}) == len(anchors) >= 2
     assert len({int(batch.modality[a]) for a in anchors}) == 1
     assert {has_other[a] for a in anchors} == {drawn.source is not None}
     if drawn.source is not None:
@@ -104,6 +116,16 @@ def test_patients_of_one_modality_are_compared_each_once_and_filled_by_their_own
             assert batch.frame[a] == batch.frame[s]
             assert batch.patient[a] == batch.patient[s]
             assert batch.modality[a] != batch.modality[s]
+
+
+@pytest.mark.parametrize("people", [1, 2, 5])
+def test_who_comes_twice_in_a_batch_is_not_her_own_negative(make_job: MakeJob, people: int) -> None:
+    model, objective = model_for(make_job)
+    job = make_job(objectives=[{"kind": KIND}, TEMPLATES], batch={"patients": 8})
+    batch = CropLoader(memory_patients([["CT", "T1"]] * people), job, "alpha", CropPlan(job, model))[0]["aligned"]
+    assert batch.patients == 8 > len(set(batch.identity.tolist())) == people
+    outcome = objective(model.encoder, batch, seeded())
+    assert outcome is None if people == 1 else outcome.samples == people
 
 
 def test_every_group_is_drawn_in_proportion_to_its_patients_and_sources_by_patient() -> None:

@@ -215,7 +215,9 @@ def test_a_crop_is_filled_by_another_modality_at_the_same_place_or_not_at_all(
     patient = torch.tensor([p for p, row in enumerate(sets) for _ in row])
     frame = patient if aligned else torch.arange(len(patient))
     nothing = torch.zeros(0)
-    batch = Batch(nothing, nothing, patient, modality, frame, nothing, nothing, nothing, nothing)
+    batch = Batch(
+        nothing, nothing, patient, modality, frame, nothing, nothing, nothing, nothing, torch.arange(len(sets))
+    )
     anchor, source = draw_pairs(batch, seeded(seed))
     drawn = dict(zip(anchor.tolist(), source.tolist(), strict=True))
     assert len(drawn) == len(anchor)

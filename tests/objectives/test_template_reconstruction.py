@@ -238,6 +238,7 @@ def test_a_template_learns_what_the_patients_have_in_common(make_job: MakeJob) -
             box=torch.tensor([[50.0] * 3, [74.0, 82.0, 78.0]]).repeat(8, 1, 1),
             clinical=torch.zeros(8, 3),
             observed=torch.zeros(8, 3, dtype=torch.bool),
+            identity=slots,
         )
         train_step(state, {"aligned": batch}, job, "alpha")
     learned = state.model.encoder.templates.template("CT").volume().detach()

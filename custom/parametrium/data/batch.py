@@ -46,6 +46,8 @@ class Batch:
             in all that the patient's frame shows.
         clinical: [P, F] encoded clinical variables, 0 where not observed.
         observed: [P, F] bool.
+        identity: [P] which of the site's patients each is. An epoch's end, and a site with few patients, put one
+            patient into a batch more than once: more to reconstruct, but nobody to be told apart from.
         text: [P, D] unit vectors of the patients' texts, 0 where a patient has none; None where nobody has one.
     """
 
@@ -58,6 +60,7 @@ class Batch:
     box: Tensor
     clinical: Tensor
     observed: Tensor
+    identity: Tensor
     text: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
@@ -66,13 +69,27 @@ class Batch:
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in held.items()})
 
     def of(self, chosen: Tensor) -> "Batch":
-        """The crops and rows of some patients, [P] bool, numbered anew."""
+        """The crops and rows of some patients, [P] bool, numbered anew; the batch itself where all are chosen."""
+        if bool(chosen.all()):
+            return self
         crops = chosen[self.patient]
         own = {name: getattr(self, name)[crops] for name in ("images", "body", "modality", "frame", "corner", "box")}
         number = chosen.cumsum(0) - 1
-        clinical, observed = self.clinical[chosen], self.observed[chosen]
+        rows = {name: getattr(self, name)[chosen] for name in ("clinical", "observed", "identity")}
         text = None if self.text is None else self.text[chosen]
-        return Batch(**own, patient=number[self.patient[crops]], clinical=clinical, observed=observed, text=text)
+        return Batch(**own, **rows, patient=number[self.patient[crops]], text=text)
+
+    @property
+    def once(self) -> Tensor:
+        """[P] bool, for each of the site's patients the first of its entries."""
+        numbers = self.identity.tolist()
+        first = [number not in numbers[:place] for place, number in enumerate(numbers)]
+        return torch.tensor(first, dtype=torch.bool, device=self.identity.device)
+
+    @property
+    def owner(self) -> Tensor:
+        """[N] which of the site's patients each crop is of."""
+        return self.identity[self.patient]
 
     @property
     def has_text(self) -> Tensor:

@@ -111,7 +111,8 @@ class CropLoader:
     def _read(self, taken: Sequence[int], crops: Sequence[Crop], rng: np.random.Generator) -> Batch:
         clinical = self._clinical.values[list(taken)], self._clinical.observed[list(taken)]
         batch = read_batch(crops, self.job, clinical, rng if self.job.batch.intensity_jitter else None)
-        return batch if self._text is None else replace(batch, text=torch.from_numpy(self._text[list(taken)]))
+        text = None if self._text is None else torch.from_numpy(self._text[list(taken)])
+        return replace(batch, identity=torch.tensor(taken), text=text)
 
 
 class _Processes:
@@ -188,7 +189,7 @@ def read_batch(
     Args:
         crops: which, ordered by slot.
         job: crop extent, modalities and the range of the intensity jitter.
-        clinical: [P, F] values and [P, F] observed.
+        clinical: [P, F] values and [P, F] observed; every row is taken for a patient of its own.
         jitter: with a generator, intensities are scaled and shifted at random, each crop by itself.
     """
     images, bodies = [], []
@@ -210,6 +211,7 @@ def read_batch(
         box=torch.tensor([crop.volume.box for crop in crops], dtype=torch.float32),
         clinical=torch.from_numpy(values),
         observed=torch.from_numpy(observed),
+        identity=torch.arange(len(values)),
     )
 
 

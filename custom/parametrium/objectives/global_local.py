@@ -97,8 +97,9 @@ class GlobalLocal(Objective):
         return (1 - weight) * distance + scale * isotropy, scalars
 
     def forward(self, encoder: Encoder, batch: Batch, generator: torch.Generator) -> Outcome | None:
-        """The loss over patients of whom both large crops show the body; None for fewer than two."""
+        """The loss over patients of whom both large crops show the body, each once; None for fewer than two."""
         batch = showing(batch)
+        batch = batch.of(batch.once)  # nobody is to be kept apart from herself
         if batch.patients < 2:
             return None
         large = self.project(encoder, batch.images, batch.modality).reshape(batch.patients, GLOBAL, PROJECTION)
@@ -112,4 +113,4 @@ def showing(batch: Batch) -> Batch:
     """The patients of a batch of two crops each whose crops both show enough of the body."""
     share = batch.body.flatten(1).float().mean(1)
     patients = (share >= MINIMUM_BODY).reshape(-1, GLOBAL).all(1)
-    return batch if bool(patients.all()) else batch.of(patients)
+    return batch.of(patients)

@@ -189,9 +189,9 @@ class Isotropy(Objective):
 
     def _groups(self, batch: Batch) -> Iterator[Tensor]:
         """Rows of a modality's crops, one of each patient, of which there are at least two."""
-        shown = batch.body.flatten(1).any(1)
+        shown, owner = batch.body.flatten(1).any(1), batch.owner
         for index in sorted(set(batch.modality.tolist())):
             rows = (shown & (batch.modality == index)).nonzero().squeeze(1)
-            first = {int(batch.patient[row]): row for row in reversed(rows)}
+            first = {int(owner[row]): row for row in reversed(rows)}
             if len(first) > 1:
                 yield torch.stack(sorted(first.values()))

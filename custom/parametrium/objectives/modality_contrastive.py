@@ -129,7 +129,7 @@ def draw_compared(batch: Batch, generator: torch.Generator) -> Compared | None:
     anchor, source = (index.tolist() for index in draw_pairs(batch, generator))
     fills = dict(zip(anchor, source, strict=True))
     groups: defaultdict[tuple[int, bool], dict[int, int]] = defaultdict(dict)
-    for crop, (patient, modality) in enumerate(zip(batch.patient.tolist(), batch.modality.tolist(), strict=True)):
+    for crop, (patient, modality) in enumerate(zip(batch.owner.tolist(), batch.modality.tolist(), strict=True)):
         groups[modality, crop in fills].setdefault(patient, crop)
     usable = [(paired, crops) for (_, paired), crops in sorted(groups.items()) if len(crops) > 1]
     if not usable:

@@ -88,6 +88,8 @@ class ModelConfig(Strict):
     """Encoder blocks; None keeps the preset's."""
     heads: Count | None = None
     """Attention heads; None keeps the preset's."""
+    mlp_width: Count | None = None
+    """Hidden channels of the encoder's MLPs; None: four times the width. For weights that have others."""
     decoder_width: Annotated[int, Field(ge=12)] | None = None
     """Channels of the reconstruction decoders; None keeps the preset's."""
     decoder_depth: Count | None = None
@@ -325,7 +327,7 @@ class JobConfig(Strict):
     local_steps: Count = 20
     """Optimiser steps of each site in a round."""
     minimum_sites: Count = 1
-    """Fewer accepted updates in a round stop the run."""
+    """Fewer sites that answer a round stop the run; where fewer of them had something to train on, the model stays."""
     round_timeout_s: Positive = 3600.0
     """A round closes after so many seconds with the updates it has."""
     aggregation: AggregationConfig = AggregationConfig()

@@ -234,20 +234,27 @@ class Block(nn.Module):
     Args:
         width: channels C.
         heads: N.
-        shape: MLP ratio and LayerScale.
+        shape: LayerScale.
         drop_path: probability of skipping a branch.
         attention: what mixes the tokens; None: attention over all of them.
+        hidden: channels of the MLP between its layers; None: 4 C.
     """
 
     def __init__(
-        self, width: int, heads: int, shape: Architecture, drop_path: float = 0.0, attention: Attention | None = None
+        self,
+        width: int,
+        heads: int,
+        shape: Architecture,
+        drop_path: float = 0.0,
+        attention: Attention | None = None,
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
         self.attention = attention or Attention(width, heads)
         self.attention_scale = LayerScale(width, shape.layer_scale)
         self.mlp_norm = nn.LayerNorm(width)
-        hidden = shape.mlp_ratio * width
+        hidden = 4 * width if hidden is None else hidden
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.mlp_scale = LayerScale(width, shape.layer_scale)
         self.drop_path = DropPath(drop_path)

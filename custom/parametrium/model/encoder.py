@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         rate = shape.drop_path * layer / max(shape.depth - 1, 1)
         attends_all = (layer + 1) % shape.global_every == 0 or layer == shape.depth - 1
         attention = None if attends_all else WindowAttention(shape.width, shape.heads, self.extras)
-        return Block(shape.width, shape.heads, shape, rate, attention)
+        return Block(shape.width, shape.heads, shape, rate, attention, shape.mlp_width)
 
     @property
     def extras(self) -> int:

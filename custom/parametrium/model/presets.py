@@ -19,7 +19,7 @@ class Architecture:
         decoder_depth: decoder blocks.
         decoder_heads: decoder attention heads.
         registers: extra tokens beside the class token (METHODS 4.2).
-        mlp_ratio: hidden channels of the MLP over C.
+        mlp_width: hidden channels of the encoder's MLPs; None: 4 C, which the decoders' always have.
         layer_scale: initial scale of a residual branch (METHODS 8.2: .1; 1e-5 is slow in small budgets).
         drop_path: probability of skipping a residual branch in training, at the last block (linear from 0).
         reach_mm: how far the first head looks, the deviation of a Gaussian that doubles from head to head; None: all
@@ -35,7 +35,7 @@ class Architecture:
     decoder_depth: int
     decoder_heads: int
     registers: int = 4
-    mlp_ratio: int = 4
+    mlp_width: int | None = None
     layer_scale: float = 0.1
     drop_path: float = 0.0
     global_every: int = 3
@@ -61,7 +61,7 @@ def architecture(config: ModelConfig) -> Architecture:
     Raises:
         ConfigError: PM103 when the width does not divide into the heads.
     """
-    named = ("width", "depth", "heads", "decoder_width", "decoder_depth")
+    named = ("width", "depth", "heads", "mlp_width", "decoder_width", "decoder_depth")
     chosen = {name: value for name in named if (value := getattr(config, name)) is not None}
     if "decoder_width" in chosen and chosen["decoder_width"] % PRESETS[config.preset].decoder_heads:
         chosen["decoder_heads"] = max(h for h in range(1, 17) if chosen["decoder_width"] % h == 0)

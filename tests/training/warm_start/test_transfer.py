@@ -25,6 +25,7 @@ from parametrium.training.warm_start.weights import Weights
 MakeJob = Callable[..., JobConfig]
 
 WIDTH, HEADS, DEPTH, CROP = 24, 2, 2, 16
+MODEL = {"patch": 4, "width": WIDTH, "depth": DEPTH, "heads": HEADS, "decoder_width": 24, "decoder_depth": 1}
 SIZES = {"hidden_size": WIDTH, "mlp_dim": 4 * WIDTH, "num_layers": DEPTH, "num_heads": HEADS}
 
 
@@ -160,7 +161,7 @@ def test_lists_partition_both_sides_whatever_the_source_has(
 
 
 def _job(**changes: Any) -> JobConfig:
-    model = {"patch": 4, "width": WIDTH, "depth": DEPTH, "heads": HEADS, "decoder_width": 24, "decoder_depth": 1}
+    model = MODEL
     settings_ = {"name": "tiny", "modalities": ["CT", "T1"], "crop": [16, 16, 16], "local_steps": 2}
     objectives = [{"kind": "masked_reconstruction"}]
     return parse_job({**settings_, "objectives": objectives, **changes, "model": model | changes.get("model", {})})
@@ -320,10 +321,20 @@ def test_another_width_is_refused_naming_both(make_job: MakeJob) -> None:
         transfer(make_job(), Weights(source))
 
 
-def test_another_mlp_is_refused_naming_both(make_job: MakeJob) -> None:
-    source = dict(monai_vit(mlp_dim=48).state_dict())
-    with pytest.raises(TrainingError, match=r"PM401 encoder\.blocks\.0\.mlp\.0\.weight is \[96, 24\] .* \[48, 24\]"):
+ANOTHER_MLP = r"PM401 the source's mlp_width is 48, the job's 96; .* set job\.model\.mlp_width to 48"
+
+
+def test_another_mlp_is_refused_naming_both_and_the_setting_that_takes_it(make_job: MakeJob) -> None:
+    """MONAI's masked autoencoder has narrow ones by default."""
+    source = dict(masked_autoencoder(mlp_dim=48).state_dict())
+    with pytest.raises(TrainingError, match=ANOTHER_MLP):
         transfer(make_job(), Weights(source))
+    job = make_job(model={**MODEL, "mlp_width": 48})
+    tensors, report = transfer(job, Weights(source))
+    partition(report, job, source)
+    assert torch.equal(tensors["encoder.blocks.1.mlp.2.weight"], source["blocks.1.mlp.linear2.weight"])
+    decoder = [name for name in tensors if name.startswith("objectives.") and name.endswith("mlp.0.weight")]
+    assert {tuple(tensors[name].shape) for name in decoder} == {(96, 24)}, "decoders keep their own"
 
 
 def test_an_encoder_of_pictures_is_refused(make_job: MakeJob) -> None:
@@ -411,6 +422,30 @@ def test_our_own_width_cannot_be_mapped_either(make_job: MakeJob) -> None:
     source = own(make_job(model={"patch": 4, "width": 36, "depth": 2, "heads": 2, "decoder_width": 24}))
     with pytest.raises(TrainingError, match="PM401 the source's width is 36, the job's 24"):
         transfer(make_job(), Weights(source))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "refused"),
+    [
+        ({"heads": 4}, "PM401 the source's heads is 4, the job's 2; .* set job.model.heads to 4"),
+        ({"mlp_width": 48}, ANOTHER_MLP),
+    ],
+)
+def test_heads_and_mlps_of_our_own_cannot_be_mapped(make_job: MakeJob, theirs: dict[str, int], refused: str) -> None:
+    """With other heads every matrix fits, and each row of it means something else."""
+    source = own(make_job(model={**MODEL, **theirs}))
+    with pytest.raises(TrainingError, match=refused):
+        transfer(make_job(model=MODEL), Weights(source))
+    transfer(make_job(model={**MODEL, **theirs}), Weights(source))
+
+
+@pytest.mark.parametrize(("preset", "told"), [("tiny", False), ("small", True), ("unknown", False)])
+def test_other_windows_are_told(make_job: MakeJob, preset: str, told: bool) -> None:
+    meta = {"job": {"model": {"reach_mm": 16.0, "preset": preset}}}
+    _, report = transfer(make_job(), Weights(own(make_job()), meta))
+    note = "every 3 blocks one looks at all tokens at the source, every 2 in the job; job.model.preset: small keeps"
+    assert len(report.notes) == told
+    assert all(found.startswith(note) for found in report.notes)
 
 
 def test_another_spacing_is_told(make_job: MakeJob) -> None:

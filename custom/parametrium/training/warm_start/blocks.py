@@ -28,9 +28,13 @@ def take_blocks(ledger: Ledger, found: Found, job: JobConfig, scale: float) -> N
         scale: the factor between the source's residual stream and ours.
 
     Raises:
-        TrainingError: PM401 when heads or MLPs differ; PM403 when a block lacks a part.
+        TrainingError: PM401 when the MLPs' widths differ; PM403 when a block lacks a part.
     """
     depth = min(found.depth, architecture(job.model).depth)
+    hidden = _pieces(found, found.format.block["mlp.0"], "weight", 0)
+    if hidden:
+        rows = len(found.tensors[f"{found.module(hidden[0], 0)}.weight"])
+        ledger.require("mlp_width", rows, len(ledger.tensors["encoder.blocks.0.mlp.0.weight"]))
     for n in range(depth):
         for module, alternatives in found.format.block.items():
             required = module not in found.format.optional

@@ -14,7 +14,7 @@ from parametrium.model.position import grid_positions, position_code
 from parametrium.model.presets import architecture
 from parametrium.training.warm_start.fitting import resize_kernel, spread
 from parametrium.training.warm_start.ledger import Kind, Ledger
-from parametrium.training.warm_start.own import put_extra_tokens, width_differs
+from parametrium.training.warm_start.own import put_extra_tokens
 from parametrium.training.warm_start.recognise import Found
 
 LARGEST_SCALE = 64.0
@@ -43,8 +43,7 @@ def take_first_layer(ledger: Ledger, found: Found, job: JobConfig, channels: Seq
     name = _kernel_name(found)
     kernel = kernel_of(found.tensors[name], channels)
     width = architecture(job.model).width
-    if len(kernel) != width:
-        raise width_differs(len(kernel), width)
+    ledger.require("width", len(kernel), width)
     own = position_code(grid_positions(job.crop, job.model.patch, job.preparation.spacing_mm), width)
     positions, of_class = split_positions(found)
     scale = stream_scale(positions, own)

@@ -91,6 +91,19 @@ class Ledger:
         self.tensors[name] = value.to(self.tensors[name].dtype).clone().contiguous()
         self.origins[name] = Origin(kind, tuple(sources), how)
 
+    def require(self, setting: str, source: int, ours: int) -> None:
+        """Compares a size of the encoder that the job can set and that cannot be mapped.
+
+        Raises:
+            TrainingError: PM401 when the two differ.
+        """
+        if source != ours:
+            raise TrainingError(
+                Code.MODEL_SHAPE,
+                f"the source's {setting} is {source}, the job's {ours}; it cannot be mapped: "
+                f"set job.model.{setting} to {source}",
+            )
+
     def note(self, text: str) -> None:
         """Adds a sentence to the report."""
         self.notes.append(text)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from parametrium.config import JobConfig
-from parametrium.errors import Code, TrainingError
 from parametrium.training.warm_start.fitting import resize_kernel
 from parametrium.training.warm_start.ledger import Ledger
 
@@ -23,11 +22,11 @@ def transfer_own(ledger: Ledger, source: Mapping[str, Tensor], job: JobConfig) -
     """Takes what has the same name and shape; makes patch embeddings for other patches and further modalities.
 
     Raises:
-        TrainingError: PM401 when the encoders' widths differ.
+        TrainingError: PM401 when the encoders' widths, heads or MLPs differ.
     """
-    width, ours = source[EXTRAS].shape[1], ledger.tensors[EXTRAS].shape[1]
-    if width != ours:
-        raise width_differs(width, ours)
+    theirs, ours = _sizes(source), _sizes(ledger.tensors)
+    for setting in (name for name in ours if name in theirs):
+        ledger.require(setting, theirs[setting], ours[setting])
     for name, tensor in source.items():
         if name in ledger.tensors and ledger.tensors[name].shape == tensor.shape:
             ledger.put(name, tensor, "loaded", [name])
@@ -70,12 +69,15 @@ def put_extra_tokens(ledger: Ledger, rows: Tensor, sources: list[str]) -> None:
     ledger.put(EXTRAS, tokens, "adapted", sources, f"{number} of {len(tokens)} rows, the others are fresh")
 
 
-def width_differs(source: int, ours: int) -> TrainingError:
-    """The one size that cannot be mapped."""
-    return TrainingError(
-        Code.MODEL_SHAPE,
-        f"the source's width is {source}, the job's {ours}; a width cannot be mapped: set job.model.width to {source}",
-    )
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """What must be the same, by the name of its setting. Heads are in no shape but that of the norms of queries."""
+    width, first = tensors[EXTRAS].shape[1], "encoder.blocks.0."
+    sizes = {"width": width}
+    if (norm := tensors.get(f"{first}attention.query_norm.weight")) is not None:
+        sizes["heads"] = width // len(norm)
+    if (hidden := tensors.get(f"{first}mlp.0.weight")) is not None:
+        sizes["mlp_width"] = len(hidden)
+    return sizes
 
 
 def _modalities(source: Mapping[str, Tensor]) -> list[str]:

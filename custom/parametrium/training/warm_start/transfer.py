@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from parametrium.config import JobConfig
-from parametrium.model.presets import architecture
+from parametrium.model.presets import PRESETS, architecture
 from parametrium.objectives.registry import initial_tensors
 from parametrium.training.warm_start.blocks import take_blocks
 from parametrium.training.warm_start.first_layer import take_first_layer
@@ -43,6 +43,7 @@ def transfer(
         source_job = (weights.meta or {}).get("job")
         if source_job is not None:
             _tell_reach(ledger, source_job["model"].get("reach_mm"), job)
+            _tell_windows(ledger, source_job["model"].get("preset", job.model.preset), job)
         return ledger.tensors, ledger.report("a checkpoint of this package")
     found = recognise(weights.tensors, prefix)
     scale = take_first_layer(ledger, found, job, channels)
@@ -67,6 +68,18 @@ def _tell_differences(ledger: Ledger, found: Found, job: JobConfig) -> None:
         ledger.note("the source's norms of query and key are taken for root-mean-square norms")
     else:
         ledger.note("query and key are normed; one factor a block stands for their sizes at the source")
+
+
+def _tell_windows(ledger: Ledger, preset: str, job: JobConfig) -> None:
+    """Which blocks look at all tokens is a preset's, and no tensor's either."""
+    if preset not in PRESETS:
+        return
+    theirs, ours = (PRESETS[name].global_every for name in (preset, job.model.preset))
+    if theirs != ours:
+        ledger.note(
+            f"every {theirs} blocks one looks at all tokens at the source, every {ours} in the job; "
+            f"job.model.preset: {preset} keeps what the source computes"
+        )
 
 
 def _tell_reach(ledger: Ledger, theirs: float | None, job: JobConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hospitals import environment, run_command, write_config, write_job, write_site
 from safetensors.torch import load_file
 from torch import Tensor
@@ -203,21 +204,40 @@ def test_a_summed_federation_counts_each_site_for_what_it_trained(tmp_path: Path
         assert np.array_equal(after[shared].numpy(), (before[shared].double() + mean).float().numpy())
 
 
-def test_a_template_that_one_site_alone_trained_is_not_shown_to_the_other(tmp_path: Path) -> None:
-    kind = "template_reconstruction"
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One of two sites has a single modality. Rounds of two steps: template and cross, cross and cross, and again."""
+    folder = tmp_path_factory.mktemp("uneven")
+    objectives = [{"kind": "template_reconstruction"}, {"kind": "cross_modal_reconstruction", "turns": 3}]
+    kinds = [str(objective["kind"]) for objective in objectives]
     held = {"alpha": ["CT"], "bravo": ["CT", "T1"]}
-    sites = [write_site(tmp_path, name, modalities, objectives=[kind]) for name, modalities in held.items()]
-    job = write_job(tmp_path / "job.yaml", objectives=[{"kind": kind}], rounds=1)
-    env = environment(tmp_path / "recorded", {})
-    command = run_command("simulate", job, *sites, "--out", tmp_path / "run", "--timeout", "120", env=env)
-    run = Run(command, tmp_path / "run", tmp_path / "recorded", job)
-    assert command.returncode == 0, command.stderr.decode()
+    sites = [write_site(folder, name, modalities, objectives=kinds) for name, modalities in held.items()]
+    job = write_job(folder / "job.yaml", objectives=objectives, rounds=3, local_steps=2)
+    env = environment(folder / "recorded", {})
+    command = run_command("simulate", job, *sites, "--out", folder / "run", "--timeout", "120", env=env)
+    return Run(command, folder / "run", folder / "recorded", job)
+
+
+def test_a_site_that_finds_nothing_in_a_round_is_idle_and_takes_part_in_the_next(uneven: Run) -> None:
+    assert uneven.command.returncode == 0, uneven.command.stderr.decode()
+    statuses = {place: row["status"] for place, row in uneven.contributions().items()}
+    assert {number: statuses[number, "alpha"] for number in range(3)} == {0: "accepted", 1: "idle", 2: "accepted"}
+    assert {statuses[number, "bravo"] for number in range(3)} == {"accepted"}
+    assert judge(uneven.folder) == (True, [])
+    before, after, (sent, _) = uneven.model(1), uneven.model(2), uneven.update("bravo", 1)
+    for name, tensor in before.items():  # the other site's update is the whole round's
+        torch.testing.assert_close(after[name], tensor + sent.get(name, torch.zeros(())), rtol=0, atol=1e-6)
+
+
+def test_a_template_that_one_site_alone_trained_is_not_shown_to_the_other(uneven: Run) -> None:
+    run = uneven
+    assert run.command.returncode == 0, run.command.stderr.decode()
     before, after, (sent, _) = run.model(0), run.model(1), run.update("bravo", 0)
     names = {modality: f"encoder.templates.of.{modality}.values" for modality in ("CT", "T1")}
     assert set(names.values()) <= sent.keys(), "the site sends both, and the server decides"
     assert not before[names["CT"]].equal(after[names["CT"]])
     assert before[names["T1"]].equal(after[names["T1"]])
-    (record,) = read_lines(run.folder / "rounds.jsonl")
+    record = read_lines(run.folder / "rounds.jsonl")[0]
     assert record["templates_kept"] == ["T1"]
 
 

@@ -182,7 +182,7 @@ def test_many_sites_are_summarised(tmp_path: Path, make_job: MakeJob) -> None:
     for function in ALL:
         assert len(function(record).rows) <= 400
         assert all(len(row) == len(function(record).header) for row in function(record).rows)
-    assert contributions_table(record).rows[0][:5] == ["s000", "2", "0", "0", "80"]
+    assert contributions_table(record).rows[0][:6] == ["s000", "2", "0", "0", "0", "80"]
 
 
 def test_a_table_has_as_many_cells_as_columns(tmp_path: Path, make_job: MakeJob) -> None:

@@ -403,6 +403,20 @@ def test_a_site_without_a_compiler_is_told_before_the_first_round(
         rounds_of(small_job(), folder, "none", compile=True)
 
 
+def test_a_local_run_whose_round_has_nothing_to_train_on_stops_and_says_so(
+    good_site: SiteConfig, small_job: MakeJob, tmp_path: Path
+) -> None:
+    objectives = [{"kind": "masked_reconstruction"}, {"kind": "text_contrastive", "turns": 3}]  # and no text encoder
+    job = small_job(objectives=objectives, rounds=2, local_steps=2)
+    kinds = ("masked_reconstruction", "text_contrastive")
+    policy = PolicyConfig(minimum_patients=1, minimum_local_steps=1, objectives=kinds)
+    own = good_site.model_copy(update={"policy": policy})
+    with pytest.raises(TrainingError, match="PM302 round 1: at this site, no objective of this round found anything"):
+        train_locally(job, own, tmp_path / "run")
+    assert judge(tmp_path / "run")[0] is False
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["rounds_done"] == 1
+
+
 def test_a_rule_ends_a_local_run_and_its_best_round_is_measured_in_full(
     good_site: SiteConfig, small_job: MakeJob, tmp_path: Path
 ) -> None:

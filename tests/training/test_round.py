@@ -162,11 +162,19 @@ def test_without_its_moments_a_resumed_run_differs(make_job: MakeJob) -> None:
     assert not same(rounds(state, loader, job, model, range(1, 2)), through)
 
 
-def test_a_site_with_nothing_to_train_on_says_so(make_job: MakeJob) -> None:
-    job = make_job(objectives=[{"kind": "cross_modal_reconstruction"}], precision="fp32")
+def test_a_site_with_nothing_to_train_on_says_so_and_goes_on_in_the_next_round(make_job: MakeJob) -> None:
+    """Steps 0 and 1 are cross-modal, which one modality alone cannot be; step 2 is masked."""
+    cross = {"kind": "cross_modal_reconstruction", "turns": 2}
+    job = make_job(objectives=[cross, {"kind": "masked_reconstruction"}], local_steps=2, precision="fp32")
     state, loader = trainer(job, [["CT"], ["T1"]])
-    with pytest.raises(TrainingError, match="PM302 no objective"):
-        train_round(state, loader, job, "alpha", 0)
+    before = tensors_of(state)
+    update = train_round(state, loader, job, "alpha", 0)
+    assert update.idle
+    assert set(update.scalars) == {"train/gradient_norm", "train/learning_rate", "train/samples", "train/seconds"}
+    check_update(update, before, round_number=0)
+    assert same(tensors_of(state), before)
+    assert same(aggregate(before, [update]), before)
+    assert set(train_round(state, loader, job, "alpha", 1).steps.values()) == {1}
 
 
 def test_a_nan_volume_stops_the_round_by_name(make_job: MakeJob) -> None:

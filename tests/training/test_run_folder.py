@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,36 @@ def test_judge_counts_the_sites_of_every_round(tmp_path: Path, make_job: MakeJob
         "round 0 had 1 of at least 2 contributions",
         "round 1 had 1 of at least 2 contributions",
     )
+
+
+IDLE = contribution_of(Update("beta", 0, {}, {}, {}, 0, {}), {})
+
+
+def test_an_idle_site_is_recorded_with_its_reason() -> None:
+    assert Contribution("beta", "idle", "no objective of this round found anything to train on") == IDLE
+
+
+@pytest.mark.parametrize(
+    ("rounds", "faults"),
+    [
+        ([[ACCEPTED, IDLE], [ACCEPTED, replace(ACCEPTED, site="beta")]], []),
+        ([[ACCEPTED, IDLE], [ACCEPTED, REJECTED]], ["round 1 had 1 of at least 2 contributions"]),
+        (
+            [[ACCEPTED, IDLE], [ACCEPTED, IDLE]],
+            ["no round had contributions of as many sites as the job's minimum: nothing was learned"],
+        ),
+    ],
+)
+def test_judge_counts_an_idle_site_as_one_that_answered(
+    tmp_path: Path, make_job: MakeJob, rounds: list[list[Contribution]], faults: list[str]
+) -> None:
+    run = RunFolder(tmp_path / "run", make_job(minimum_sites=2, rounds=2))
+    run.create()
+    for number, contributions in enumerate(rounds):
+        run.add_round(number, contributions, {}, 0.25)
+        run.save_model(number + 1, MODEL)
+    run.finish(2, ["alpha", "beta"])
+    assert judge(run.path) == (not faults, faults)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -106,6 +106,31 @@ def test_a_scalar_that_is_not_a_finite_number_is_refused_without_its_name(value:
         check_update(update, MODEL, round_number=2)
 
 
+def idle(**changes: Any) -> Update:
+    return replace(good(), tensors={}, contributions={}, steps={}, samples=0, **changes)
+
+
+def test_a_site_that_found_nothing_to_train_on_may_say_so() -> None:
+    assert idle().idle
+    assert not good().idle
+    check_update(idle(), MODEL, round_number=2, max_norm=10.0)
+
+
+@pytest.mark.parametrize(
+    ("update", "reason"),
+    [
+        (idle(round=1), "the update is for round 1, round 2 is open"),
+        (idle(scalars={"train/seconds": math.nan}), "1 scalars are not finite numbers"),
+        (replace(idle(), samples=3), "the update is empty"),
+        (replace(idle(), contributions={"ct": 3}), "the update is empty"),
+        (replace(idle(), steps={"ct": 3}), "the update is empty"),
+    ],
+)
+def test_idle_is_who_sends_nothing_at_all_for_the_open_round(update: Update, reason: str) -> None:
+    with pytest.raises(FederationError, match=f"^PM501 alpha: {reason}$"):
+        check_update(update, MODEL, round_number=2)
+
+
 def test_without_a_limit_any_finite_norm_passes() -> None:
     check_update(with_tensor("ct", torch.full((4,), 3e38)), MODEL, round_number=2)
 

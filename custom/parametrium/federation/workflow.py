@@ -28,7 +28,7 @@ from parametrium.objectives.registry import build_model
 from parametrium.privacy.egress import check_scalars
 from parametrium.training.aggregation import aggregate, templates_of_few
 from parametrium.training.round import evaluation_due
-from parametrium.training.run_folder import Contribution, RunFolder, Status, contribution_of
+from parametrium.training.run_folder import IDLE, Contribution, RunFolder, Status, contribution_of
 from parametrium.training.update import Update, check_update
 from parametrium.training.warm_start.start import open_start
 
@@ -116,35 +116,49 @@ class _Run:
     def _round(self, number: int, model: Mapping[str, Tensor], owners: Mapping[str, Owner]) -> dict[str, Tensor]:
         started = time.monotonic()
         answers = self._ask(TRAIN, task_message(number, model), [s for s in self.sites if s not in self.absent])
-        updates: list[Update] = []
+        answered: list[Update] = []
         contributions = [Contribution(site, "missing", reason) for site, reason in self.absent.items()]
         for site in sorted(self.sites):
             if site in self.absent:
                 continue
             try:
                 update = self._checked(answers.get(site), site, number, model)
-                updates.append(update)
+                answered.append(update)
                 contributions.append(contribution_of(update, owners))
             except ParametriumError as error:
                 status: Status = "rejected" if site in answers else "missing"
                 contributions.append(Contribution(site, status, error.message))
                 log.warning("round %d: %s", number, error)
-        scalars = {update.site: update.scalars for update in updates}
-        enough = len(updates) >= self.job.minimum_sites
-        rule = self.job.aggregation
-        kept = templates_of_few(updates, owners, rule.minimum_template_sites) if enough else set()
-        if enough:
-            rate = rule.server_learning_rate
-            model = aggregate(model, updates, rule=rule.rule, server_learning_rate=rate, keep=kept)
+        updates = [update for update in answered if not update.idle]
+        going_on = len(answered) >= self.job.minimum_sites and len(updates) > 0
+        templates: list[str] = []
+        if going_on:
+            model, templates = self._next(number, model, updates, owners)
             self.folder.save_model(number + 1, model)
+        scalars = {update.site: update.scalars for update in answered}
+        self.folder.add_round(number, contributions, scalars, time.monotonic() - started, templates)
+        self._require(len(answered), f"updates were accepted in round {number}")
+        if not going_on:
+            raise FederationError(Code.ROUND_FAILED, f"round {number}: {IDLE}, at any site")
+        log.info("round %d of %d: %d of %d sites", number + 1, self.job.rounds, len(updates), len(self.sites))
+        return dict(model)
+
+    def _next(
+        self, number: int, model: Mapping[str, Tensor], updates: Sequence[Update], owners: Mapping[str, Owner]
+    ) -> tuple[Mapping[str, Tensor], list[str]]:
+        """The next model, and the modalities whose templates stay; a model that too few sites trained stays whole."""
+        rule, minimum = self.job.aggregation, self.job.minimum_sites
+        if len(updates) < minimum:
+            text = "round %d: only %d sites found something to train on, minimum_sites is %d; the model stays as it is"
+            log.warning(text, number, len(updates), minimum)
+            return model, []
+        kept = templates_of_few(updates, owners, rule.minimum_template_sites)
         templates = sorted({str(owners[name].modality) for name in kept})
         for modality in templates:
             text = "round %d: fewer than minimum_template_sites (%d) trained the template of %s; it stays as it is"
             log.warning(text, number, rule.minimum_template_sites, modality)
-        self.folder.add_round(number, contributions, scalars, time.monotonic() - started, templates)
-        self._require(len(updates), f"updates were accepted in round {number}")
-        log.info("round %d of %d: %d of %d sites", number + 1, self.job.rounds, len(updates), len(self.sites))
-        return dict(model)
+        rate = rule.server_learning_rate
+        return aggregate(model, updates, rule=rule.rule, server_learning_rate=rate, keep=kept), templates
 
     def _checked(self, answer: Shareable | None, site: str, number: int, model: Mapping[str, Tensor]) -> Update:
         update = read_update(answer, site)

@@ -163,7 +163,7 @@ def contributions_table(run: Run) -> Table:
 
 
 def faults_table(run: Run) -> Table:
-    """The contributions that were rejected or missing, consecutive rounds of one reason in one row."""
+    """The contributions that were idle, rejected or missing, consecutive rounds of one reason in one row."""
     spans: dict[tuple[str, str, str], list[list[int]]] = {}
     for r in read_run(run).rounds:
         for c in r["sites"]:
@@ -180,7 +180,7 @@ def faults_table(run: Run) -> Table:
         for first, last in ranges
     ]
     ordered = [row for _, row in sorted(rows)]
-    return limited(Table("Rejected and missing contributions", ["site", "rounds", "status", "reason"], ordered))
+    return limited(Table("Idle, rejected and missing contributions", ["site", "rounds", "status", "reason"], ordered))
 
 
 def owners_table(run: Run) -> Table:
@@ -208,13 +208,13 @@ def _contributions_by_site(record: RunRecord) -> Table:
         own = [c for r in record.rounds for c in r["sites"] if c["site"] == site]
         count = Counter(c["status"] for c in own)
         norms = [c["norm"] for c in own if c["status"] == "accepted"]
-        numbers = [str(count[status]) for status in ("accepted", "rejected", "missing")]
+        numbers = [str(count[status]) for status in ("accepted", "idle", "rejected", "missing")]
         typical = f"{statistics.median(norms):.4g}" if norms else MISSING
         largest = f"{max(norms):.4g}" if norms else MISSING
         rows.append([site, *numbers, str(sum(c["samples"] for c in own)), typical, largest])
-    header = ["site", "accepted", "rejected", "missing", "samples", "median norm", "largest norm"]
+    header = ["site", "accepted", "idle", "rejected", "missing", "samples", "median norm", "largest norm"]
     note = f"Over {len(record.rounds)} rounds. Samples: crops that trained the model; norm: L2 norm of the update."
-    return limited(Table("Contributions by site", header, rows, note, numeric=(1, 2, 3, 4, 5, 6)))
+    return limited(Table("Contributions by site", header, rows, note, numeric=tuple(range(1, 8))))
 
 
 def _compared(

@@ -4,11 +4,11 @@ import time
 from pathlib import Path
 
 from parametrium.config import JobConfig, SiteConfig
-from parametrium.errors import ParametriumError
+from parametrium.errors import Code, ParametriumError, TrainingError
 from parametrium.site.trainer import SiteTrainer
 from parametrium.training.aggregation import aggregate
 from parametrium.training.round import evaluation_due
-from parametrium.training.run_folder import RunFolder, contribution_of
+from parametrium.training.run_folder import IDLE, RunFolder, contribution_of
 from parametrium.training.update import check_update
 from parametrium.training.warm_start.start import open_start
 
@@ -24,6 +24,9 @@ def train_locally(job: JobConfig, site: SiteConfig, out: Path, start: Path | Non
 
     Returns:
         The run folder, with its manifest.
+
+    Raises:
+        ParametriumError: the manifest then says so, too; PM302 when a round found nothing to train on.
     """
     folder = RunFolder(out, job)
     folder.require_new()
@@ -40,6 +43,8 @@ def train_locally(job: JobConfig, site: SiteConfig, out: Path, start: Path | Non
             started = time.monotonic()
             update = trainer.train(number, model)
             check_update(update, model, round_number=number, max_norm=job.aggregation.max_update_norm)
+            if update.idle:
+                raise TrainingError(Code.DATA_BATCH, f"round {number}: at this site, {IDLE}")
             model = aggregate(
                 model,
                 [update],

@@ -89,7 +89,7 @@ class SiteTrainer:
         """Trains one round from the given global weights; the same again when the server asks for it again.
 
         Raises:
-            TrainingError: PM302, PM401 or PM402 as in ``train_round`` and ``set_tensors``; PM403 when the moments that
+            TrainingError: PM401 or PM402 as in ``train_round`` and ``set_tensors``; PM403 when the moments that
                 an earlier process saved are damaged.
         """
         set_tensors(self.state, tensors)

@@ -28,10 +28,11 @@ def train_round(state: TrainState, loader: CropLoader, job: JobConfig, site: str
         number: round, counted from 0.
 
     Returns:
-        Differences of the tensors that were trained, n_kp of each, and scalars by their public names.
+        Differences of the tensors that were trained, n_kp of each, and scalars by their public names; an idle update
+        where no objective of these steps found anything to train on.
 
     Raises:
-        TrainingError: PM402 when a loss or gradient is not finite; PM302 when no objective had anything to train on.
+        TrainingError: PM402 when a loss or gradient is not finite.
     """
     started = time.monotonic()
     before = tensors_of(state)
@@ -53,8 +54,6 @@ def train_round(state: TrainState, loader: CropLoader, job: JobConfig, site: str
         steps.update(report.contributions.keys())
         samples += report.samples
         norms.append(report.gradient_norm)
-    if not contributions:
-        raise TrainingError(Code.DATA_BATCH, "no objective of the job found anything to train on at this site")
     scalars = {name: sum(values) / len(values) for name, values in losses.items()}
     scalars["train/gradient_norm"] = sum(norms) / len(norms)
     scalars["train/learning_rate"] = state.optimiser.param_groups[0]["lr"]

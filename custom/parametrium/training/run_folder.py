@@ -17,10 +17,11 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
@@ -41,7 +42,8 @@ from parametrium.training.checkpoint import (
 )
 from parametrium.training.update import Update
 
-Status = Literal["accepted", "rejected", "missing"]
+Status = Literal["accepted", "idle", "rejected", "missing"]
+IDLE = "no objective of this round found anything to train on"
 COLUMNS = ("round", "site", "status", "reason", "samples", "tensors", "norm")
 
 
@@ -51,8 +53,9 @@ class Contribution:
 
     Attributes:
         site: name of the site.
-        status: accepted; rejected: it answered, with an error of its own or with an update that failed a check;
-            missing: no answer in time, or absent from the start, because it could not open its cohort.
+        status: accepted; idle: the round's objectives found nothing to train on there; rejected: it answered, with an
+            error of its own or with an update that failed a check; missing: no answer in time, or absent from the
+            start, because it could not open its cohort.
         reason: public text; empty when accepted.
         samples: n_k.
         tensors: how many tensors it changed.
@@ -209,10 +212,12 @@ class RunFolder:
 
 
 def contribution_of(update: Update, owners: Mapping[str, Owner]) -> Contribution:
-    """The record of an accepted update.
+    """The record of an update that passed its checks.
 
     ``owners`` summarises n_kp: the largest contribution among the tensors of one role and modality.
     """
+    if update.idle:
+        return Contribution(update.site, "idle", IDLE)
     groups: dict[str, int] = {}
     for name, samples in sorted(update.contributions.items()):
         owner = owners[name]
@@ -300,8 +305,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     raise FederationError(Code.RUN_INVALID, "the folder holds no finished run", site_detail=str(path))
 
 
-def _read_rounds(path: Path) -> tuple[list[tuple[int, int]], int]:
-    """Number and accepted contributions of every round that can be read, and how many lines cannot."""
+class _Round(NamedTuple):
+    number: int
+    accepted: int
+    idle: int
+
+
+def _read_rounds(path: Path) -> tuple[list[_Round], int]:
+    """Every round that can be read, and how many lines cannot."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -310,9 +321,9 @@ def _read_rounds(path: Path) -> tuple[list[tuple[int, int]], int]:
     for line in lines:
         try:
             record = json.loads(line)
-            accepted = sum(site["status"] == "accepted" for site in record["sites"])
+            count = Counter(str(site["status"]) for site in record["sites"])
             if type(record["round"]) is int:
-                rounds.append((record["round"], accepted))
+                rounds.append(_Round(record["round"], count["accepted"], count["idle"]))
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
     return rounds, len(lines) - len(rounds)
@@ -353,13 +364,15 @@ def _stopping_faults(path: Path, job: JobConfig, manifest: Mapping[str, Any]) ->
 def _round_faults(path: Path, job: JobConfig, planned: int) -> list[str]:
     rounds, damaged = _read_rounds(path / "rounds.jsonl")
     faults = [f"{damaged} lines of rounds.jsonl are damaged"] if damaged else []
-    if [number for number, _ in rounds] != list(range(planned)):
+    if [found.number for found in rounds] != list(range(planned)):
         faults.append(f"{len(rounds)} of {planned} rounds were done")
     faults += [
-        f"round {number} had {accepted} of at least {job.minimum_sites} contributions"
-        for number, accepted in rounds
-        if accepted < job.minimum_sites
+        f"round {found.number} had {found.accepted} of at least {job.minimum_sites} contributions"
+        for found in rounds
+        if found.accepted + found.idle < job.minimum_sites
     ]
+    if rounds and not faults and not any(found.accepted >= job.minimum_sites for found in rounds):
+        faults.append("no round had contributions of as many sites as the job's minimum: nothing was learned")
     return faults
 
 

@@ -16,7 +16,7 @@ MAXIMUM_SAMPLES = 2**53
 
 @dataclass(frozen=True)
 class Update:
-    """One site's part in one round.
+    """One site's part in one round; nothing at all where the round's objectives found nothing to train on there.
 
     Attributes:
         site: name of the site.
@@ -37,6 +37,11 @@ class Update:
     scalars: dict[str, float]
 
     @property
+    def idle(self) -> bool:
+        """Whether the site had nothing to train on, and says so: no tensors, no counts, no samples."""
+        return not (self.tensors or self.contributions or self.steps or self.samples)
+
+    @property
     def norm(self) -> float:
         """L2 norm of all differences, in float64."""
         return math.sqrt(sum(float(t.double().square().sum()) for t in self.tensors.values()))
@@ -45,7 +50,7 @@ class Update:
 def check_update(
     update: Update, model: Mapping[str, Tensor], *, round_number: int, max_norm: float | None = None
 ) -> None:
-    """Refuses an update that must not reach the aggregate.
+    """Refuses an update that must not reach the aggregate; one that is idle passes, and has nothing to aggregate.
 
     Args:
         update: as received.
@@ -65,6 +70,11 @@ def check_update(
         raise refuse("round, samples, contributions and steps must be integers")
     if update.round != round_number:
         raise refuse(f"the update is for round {update.round}, round {round_number} is open")
+    broken = sum(not _is_finite_number(value) for value in update.scalars.values())
+    if broken:
+        raise refuse(f"{broken} scalars are not finite numbers")
+    if update.idle:
+        return
     if not update.tensors or update.samples <= 0:
         raise refuse("the update is empty")
     if update.samples > MAXIMUM_SAMPLES:
@@ -80,9 +90,6 @@ def check_update(
         missing = len(update.steps.keys() - update.tensors.keys())
         uncounted = len(update.tensors.keys() - update.steps.keys())
         raise refuse(f"{missing} tensors with steps are missing, {uncounted} tensors have no steps")
-    broken = sum(not _is_finite_number(value) for value in update.scalars.values())
-    if broken:
-        raise refuse(f"{broken} scalars are not finite numbers")
     for name, tensor in sorted(update.tensors.items()):
         if tensor.shape != model[name].shape:
             raise refuse(f"{name} must be {list(model[name].shape)}, got {list(tensor.shape)}")

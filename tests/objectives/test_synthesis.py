@@ -147,5 +147,5 @@ def test_a_patch_that_cannot_be_doubled_into_is_refused_by_name(make_job: MakeJo
     with pytest.raises(ConfigError, match=r"model\.patch must be a power of two, not 6"):
         make_job(objectives=OBJECTIVES, crop=[12, 12, 12], model={"patch": 6, "width": 24, "depth": 2, "heads": 2})
     with pytest.raises(ConfigError, match="more than one patch"):
-        make_job(objectives=OBJECTIVES, crop=[4, 4, 4])
+        make_job(objectives=OBJECTIVES, crop=[16, 16, 4])
     make_job(crop=[12, 12, 12], model={"patch": 6, "width": 24, "depth": 2, "heads": 2})

@@ -178,6 +178,10 @@ def test_a_site_draws_at_the_end_of_a_run_when_the_job_asks(
     scalars = trainer.evaluate(2, initial_tensors(run), final=final)
     trainer.close()
     assert (tmp_path / "run" / "pictures" / "masked_reconstruction.png").exists() is (final and wanted)
+    page = tmp_path / "run" / "report.html"
+    assert page.exists() is (final and wanted)
+    if page.exists():
+        assert "<figcaption>Masked reconstruction</figcaption>" in page.read_text()
     assert not any("picture" in name for name in scalars)
 
 
@@ -304,6 +308,15 @@ def test_masked_patches_show_what_they_are_filled_with(make_job: MakeJob) -> Non
     for d, h, w in np.ndindex(4, 4, 4):
         cube = found[4 * d : 4 * d + 4, 4 * h : 4 * h + 4, 4 * w : 4 * w + 4]
         assert np.all(cube == (16 * d + 4 * h + w in masked.tolist()))
+
+
+def test_pictures_hide_cubes_where_training_does(make_job: MakeJob, tmp_path: Path) -> None:
+    contents = []
+    for unit in (1, 2):
+        wanted = make_job(objectives=[{"kind": "masked_reconstruction", "mask_unit": unit}], evaluation={"crops": 2})
+        draw_pictures(build_model(wanted), memory_patients([["CT"]]), wanted, "alpha", tmp_path / str(unit))
+        contents.append((tmp_path / str(unit) / "masked_reconstruction.png").read_bytes())
+    assert contents[0] != contents[1]
 
 
 def test_views_are_compared_of_the_pair_that_most_patients_have_registered(make_job: MakeJob) -> None:

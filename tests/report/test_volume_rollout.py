@@ -64,6 +64,9 @@ def test_the_best_round_is_drawn_and_its_numbers_are_told(make_job: MakeJob, tmp
     left, right = coloured[:, : coloured.shape[1] // 2], coloured[:, coloured.shape[1] // 2 :]
     assert right.mean() > 0.02 > left.mean()  # the attention stands beside the scan
     assert (tmp_path / "new" / "x.png").stat().st_mode & 0o077 == 0
+    (tmp_path / "new" / "x.png").chmod(0o644)  # a picture that is drawn over is no more open than a new one
+    draw_volume_rollout(run, scan, tmp_path / "new" / "x.png", "CT")
+    assert (tmp_path / "new" / "x.png").stat().st_mode & 0o077 == 0
 
 
 def test_any_round_can_be_named_and_without_a_rule_it_is_the_last(

@@ -147,6 +147,11 @@ def _background(scalars: Mapping[str, float]) -> float | None:
     return scalars.get("monitor/attention/background")
 
 
+def _held_out(scalars: Mapping[str, float]) -> float:
+    """What a site weighs: its held-out volumes, or patients where the job's monitors are off and count no volumes."""
+    return scalars.get("monitor/volumes", scalars.get("site/held_out_patients", 1.0))
+
+
 def _over_sites(
     number_of: Callable[[Mapping[str, float]], float | None],
     known: Mapping[str, Mapping[str, float]],
@@ -155,7 +160,7 @@ def _over_sites(
     """Mean of a number over the sites, with what is measured later only where one of them has measured it by now."""
     if all(number_of(scalars) is None for scalars in known.values()):
         return None
-    pairs = [(number_of(scalars), scalars.get("monitor/volumes", 1.0)) for scalars in filled.values()]
+    pairs = [(number_of(scalars), _held_out(scalars)) for scalars in filled.values()]
     measured = [(value, volumes) for value, volumes in pairs if value is not None]
     weight = sum(volumes for _, volumes in measured)
     return sum(value * volumes for value, volumes in measured) / weight if weight > 0 else None

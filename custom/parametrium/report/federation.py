@@ -6,19 +6,18 @@ leave that machine; the page says so and is readable by its owner alone.
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors import SafetensorError, safe_open
 
 from parametrium import __version__
 from parametrium.config import JobConfig
 from parametrium.report.chart import Chart, line_chart
 from parametrium.report.comparison import Measurement, over_pairs, probes, reconstructions, retrievals
+from parametrium.report.html import write_html
 from parametrium.report.monitors import by_rounds, held_out_charts, monitor_charts, monitors_table
 from parametrium.report.record import RunRecord, read_run
 from parametrium.report.site_leak import site_leak_table
@@ -57,17 +56,9 @@ def write_report(run: Path, with_sites: bool = False) -> Path:
     """
     record = read_run(run)
     pictures = collect_pictures(run) if with_sites else []
-    templates = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(
-        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     leak = site_leak_table(run) if with_sites else None
-    text = environment.get_template("report.html").render(page=_page(record), pictures=pictures, leak=leak)
-    partial = run / f".report.{os.getpid()}.partial"
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if pictures else 0o644)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    return partial.replace(run / "report.html")
+    parts = {"page": _page(record), "pictures": pictures, "leak": leak}
+    return write_html(run / "report.html", "report.html", private=bool(pictures), **parts)
 
 
 def _page(run: RunRecord) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def draw_masked(scene: Scene, path: Path) -> bool:
     items = []
     for patient, volume in scene.examples():
         batch = scene.batch([volume], central_corner(volume, scene.job.crop))
-        visible, masked = scene.mask(objective.mask_ratio)
+        visible, masked = scene.mask(objective.mask_ratio, objective.mask_unit)
         predicted, _ = objective.predict(scene.model.encoder, batch.images, batch.modality, visible, masked)
         panels = _reconstruction_panels(scene, batch, masked, predicted, objective.target, volume.modality)
         items.append(Item(f"{volume.modality}, patient {patient + 1}", panels))
@@ -48,7 +48,7 @@ def draw_cross_modal(scene: Scene, path: Path) -> bool:
         return False
     items = []
     for patient, volume, other, batch in pairs_shown(scene):
-        visible, masked = scene.mask(objective.mask_ratio)
+        visible, masked = scene.mask(objective.mask_ratio, objective.mask_unit)
         images, modality = batch.images, batch.modality
         predicted, _ = objective.predict(
             scene.model.encoder, images[:1], modality[:1], images[1:], modality[1:], visible, masked

@@ -85,7 +85,8 @@ def heat_of(relative: Map, extent: Triple) -> Map:
 
 def save_overlays(folder: Path, rounds: int, overlays: Mapping[str, Overlay]) -> None:
     """Keeps the maps of one round, by the name of the volume."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # made on the way, it would have another mode
+    folder.mkdir(exist_ok=True, mode=0o700)
     arrays = {f"{name}/map": overlay.relative for name, overlay in overlays.items()}
     for name, overlay in overlays.items():
         arrays |= {f"{name}/{key}": np.array(value, dtype=np.float32) for key, value in overlay.numbers.items()}

@@ -67,9 +67,9 @@ class Scene:
         crops = [Crop(volume, 0, 0, corner) for volume, corner in zip(volumes, places, strict=True)]
         return read_batch(crops, self.job, (nothing, nothing > 0)).to(next(self.model.parameters()).device)
 
-    def mask(self, ratio: float) -> tuple[Tensor, Tensor]:
-        """Visible [1, K] and masked [1, Q], the same for every picture."""
-        return draw_mask(1, self.grid, ratio, torch.Generator().manual_seed(self.job.seed))
+    def mask(self, ratio: float, unit: int = 1) -> tuple[Tensor, Tensor]:
+        """Visible [1, K] and masked [1, Q], in every picture the same for a ratio and a unit."""
+        return draw_mask(1, self.grid, ratio, torch.Generator().manual_seed(self.job.seed), unit)
 
     def examples(self) -> list[tuple[int, PreparedVolume]]:
         """Of each modality the first volumes of the first patients that have it, with the patient's index."""

@@ -1,4 +1,4 @@
-"""The pictures that the sites of one machine drew, as data URIs for the page that stays there."""
+"""The pictures that a site drew, or the sites of one machine, as data URIs for a page that stays there."""
 
 import base64
 import io
@@ -9,7 +9,8 @@ from parametrium.report.embedding import draw_map, load_points
 from parametrium.report.pictures import ABOUT
 
 MOST_SITES = 12
-MOST_PICTURES = 12
+MOST_PICTURES = 2 * len(ABOUT)
+"""Of a site: all of ours, and as many of objectives that were added."""
 MOST_BYTES = 8 * 2**20
 _ORDER = {name: place for place, name in enumerate(ABOUT)}
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -40,14 +41,18 @@ def collect_pictures(run: Path) -> list[Group]:
     folders = sorted(path for path in run.glob("sites/*/pictures") if path.is_dir() and not path.is_symlink())
     groups = []
     for folder in folders[:MOST_SITES]:
-        paths = sorted(folder.glob("*.png"), key=lambda path: (_ORDER.get(path.stem, len(_ORDER)), path.name))
-        found = [picture for path in paths[:MOST_PICTURES] if (picture := _picture(path))]
-        if found:
+        if found := pictures_of(folder):
             groups.append(Group(f"Site {folder.parent.name}", found))
     if len(folders) > MOST_SITES:
         groups.append(Group(f"{len(folders) - MOST_SITES} further sites have pictures that are not shown", []))
     common = _common_map(folders[:MOST_SITES])
     return [Group("All sites", [common]), *groups] if common else groups
+
+
+def pictures_of(folder: Path) -> list[Picture]:
+    """The PNGs of one site's folder of pictures, those of ``ABOUT`` first and in its order."""
+    paths = sorted(folder.glob("*.png"), key=lambda path: (_ORDER.get(path.stem, len(_ORDER)), path.name))
+    return [picture for path in paths[:MOST_PICTURES] if (picture := _picture(path))]
 
 
 def _picture(path: Path) -> Picture | None:

@@ -90,6 +90,7 @@ def draw_volume_rollout(
     title = f"After {number} rounds"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.touch(mode=0o600)
+    target.chmod(0o600)  # it may have been there
     draw_items(target, [Item(title, panels, (i, j, k))], job.preparation.spacing_mm, 1, _DPI)
     return VolumeRollout(modality, number, found.numbers)
 

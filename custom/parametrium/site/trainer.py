@@ -38,7 +38,8 @@ class SiteTrainer:
         job: what is learned.
         site: where the data are, and the policy.
         run: the run's name.
-        state: this site's folder for this run: optimiser, TensorBoard, problems, pictures. It never leaves the site.
+        state: this site's folder for this run: optimiser, TensorBoard, problems, pictures and their page. It never
+            leaves the site.
     """
 
     def __init__(self, job: JobConfig, site: SiteConfig, run: str, state: Path) -> None:
@@ -48,6 +49,7 @@ class SiteTrainer:
         self.folder = state
         self.training: list[PreparedPatient] = []
         self.held_out: list[PreparedPatient] = []
+        self.problems: tuple[Problem, ...] = ()
 
     def open(self) -> dict[str, float]:
         """Checks the policy, reads and prepares the cohort, builds the model.
@@ -68,7 +70,8 @@ class SiteTrainer:
         prepared = prepare_cohort(cohort, self.job.preparation, Path(self.site.cache), jobs=self.site.prepare_jobs)
         self.training, self.held_out = split(prepared.patients, self.job)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_problems(self.folder / "problems.csv", prepared.problems)
+        self.problems = prepared.problems
+        write_problems(self.folder / "problems.csv", self.problems)
         check_patients(len(self.training), self.site.policy)
         self._read_texts()
         self.state = new_state(self.job, training_device(self.site.device))
@@ -83,7 +86,7 @@ class SiteTrainer:
         plan = CropPlan(self.job, self.state.model)
         self.loader = CropLoader(self.training, self.job, self.site.site, plan, self.site.workers)
         self.writer = SummaryWriter(str(self.folder / "tensorboard"))
-        return self._facts(prepared.problems)
+        return self._facts()
 
     def train(self, number: int, tensors: Mapping[str, Tensor]) -> Update:
         """Trains one round from the given global weights; the same again when the server asks for it again.
@@ -113,6 +116,8 @@ class SiteTrainer:
             scalars |= measure_features(self.state.model, self.training, self.held_out, self.job, site)
         if self.job.evaluation.pictures:
             self._draw(number, final)
+            if final:
+                self._write_page(number, scalars)
         self._log(scalars, number)
         return scalars
 
@@ -159,9 +164,9 @@ class SiteTrainer:
         except Exception as error:
             log.warning("the templates of round %d were not drawn: %s", number, public_text(error))
 
-    def _facts(self, problems: tuple[Problem, ...]) -> dict[str, float]:
+    def _facts(self) -> dict[str, float]:
         volumes = Counter(volume.modality for patient in self.training for volume in patient.volumes)
-        reasons = Counter(problem.reason.value for problem in problems)
+        reasons = Counter(problem.reason.value for problem in self.problems)
         facts: dict[str, float] = {
             "site/patients": len(self.training),
             "site/held_out_patients": len(self.held_out),
@@ -182,6 +187,16 @@ class SiteTrainer:
             self.writer.add_image("attention_rollout", drawn, number, dataformats="HWC")
         if final:
             draw_pictures(model, self.held_out, job, site, self.folder / "pictures", number)
+
+    def _write_page(self, number: int, scalars: Mapping[str, float]) -> None:
+        """The site's own page; a run does not fail for a page."""
+        from parametrium.report.site import write_site_page  # with the pictures, hence matplotlib
+
+        try:
+            problems, site = self.problems, self.site.site
+            write_site_page(self.folder, self.job, site, number, self.training, self.held_out, problems, scalars)
+        except Exception as error:
+            log.warning("the site's page was not written: %s", public_text(error))
 
     def _log(self, scalars: Mapping[str, float], number: int) -> None:
         for name, value in scalars.items():

@@ -386,6 +386,7 @@ def test_checkpointing_and_compiling_train_the_same_model(small_job: MakeJob, tm
         job = job.model_copy(update={"optimiser": OptimiserConfig(matrix_learning_rate=None)})
         plain = rounds_of(job, folder, "plain under AdamW")
         compiled = rounds_of(job, folder, "compiled", compile=True)
+        assert torch._dynamo.config.recompile_limit > 8, "what all objectives together need"
         assert all(torch.allclose(compiled[name], tensor, atol=2e-4) for name, tensor in plain.items())
 
 

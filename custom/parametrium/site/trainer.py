@@ -30,6 +30,9 @@ from parametrium.training.update import Update
 
 log = logging.getLogger(__name__)
 
+GRAPHS = 32
+"""That torch may compile of one encoder."""
+
 
 class SiteTrainer:
     """Keeps a site's cohort, model and optimiser over the rounds of a run.
@@ -79,6 +82,9 @@ class SiteTrainer:
         self._leave_templates()
         if self.site.compile:
             require_compiler(self.state.device)
+            # All objectives and measurements together need 8 graphs; beyond its limit, which is 8, torch compiles no
+            # more and says so in a log alone.
+            torch._dynamo.config.recompile_limit = GRAPHS
             self.state.model.encoder.compile()
         self.moments = Moments(self.folder / "optimiser", self.run, self.state)
         # Before the loader of training crops, whose volumes are the ones to keep in memory.

@@ -147,7 +147,7 @@ def test_too_few_healthy_sites_stop_the_run_loudly(tmp_path: Path) -> None:
     env = environment(tmp_path / "recorded", {"bravo": {1: "raise"}})
     command = run_command("simulate", job, *sites, "--out", tmp_path / "run", "--timeout", "120", env=env)
     assert command.returncode == 1
-    assert b"PM502 only 1 updates were accepted in round 1; minimum_sites is 2" in command.stdout
+    assert b"PM502 only 1 sites gave an answer to round 1 that can be used; minimum_sites is 2" in command.stdout
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert (manifest["status"], manifest["rounds_done"], manifest["checkpoint"]) == ("failed", 1, "round_0001")
     assert SENTINEL not in command.stdout.decode() + command.stderr.decode()

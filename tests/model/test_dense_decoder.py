@@ -67,3 +67,8 @@ def test_what_is_said_of_patches_is_spread_over_their_voxels() -> None:
     assert fine.shape == (1, 2, 16, 16, 16)
     centres = fine[0, 0, :, 8, 8].reshape(4, 4)[:, 1:3].mean(1)
     torch.testing.assert_close(centres[1:3], torch.tensor([1.0, 2.0]))  # beyond, the last patch goes on
+
+
+def test_a_crop_of_one_patch_along_an_axis_is_refused_naming_its_patches() -> None:
+    with pytest.raises(ValueError, match=r"two patches along each axis, not \(4, 4, 1\)"):
+        features(4, torch.randn(1, 16, 16, 4))

@@ -133,13 +133,15 @@ def test_sites_count_by_their_volumes_and_objectives_by_their_weights(make_job: 
 
 
 def test_without_monitors_sites_count_by_their_held_out_patients(make_job: MakeJob) -> None:
-    """Which they tell once, when they open their cohort."""
+    """Which they tell once, when they open their cohort; no more of them than are measured."""
     records = [
         {"round": 0, "site": site, "scalars": {"site/held_out_patients": n}} for site, n in (("a", 30), ("b", 10))
     ]
     for site, loss in (("a", 1.0), ("b", 2.0)):
         records.append({"round": 1, "site": site, "scalars": {"evaluation/loss/masked_reconstruction": loss}})
     assert measurements(records, make_job())[-1] == (1, None, pytest.approx(1.25))
+    few = make_job(evaluation={"patients": 10})
+    assert measurements(records, few)[-1] == (1, None, pytest.approx(1.5))
 
 
 def test_a_site_that_is_missing_counts_with_its_nearest_measurement(make_job: MakeJob) -> None:

@@ -23,6 +23,8 @@ from parametrium.report.tables import (
     retrieval_table,
     sites_table,
 )
+from parametrium.training.run_folder import Contribution, RunFolder, contribution_of, unused
+from parametrium.training.update import Update
 
 MakeJob = Callable[..., JobConfig]
 ALL = (
@@ -158,6 +160,28 @@ def test_faults_of_consecutive_rounds_are_one_row(tmp_path: Path, make_job: Make
     ]
 
 
+def test_sites_that_were_idle_every_other_round_are_one_row_each_behind_the_faults(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    run = RunFolder(tmp_path / "run", job(make_job, rounds=900))
+    run.create()
+    good = Contribution("alpha", "accepted", "", 40, 12, 0.5, {"shared": 40})
+    idle = [contribution_of(Update(f"s{n}", 0, {}, {}, {}, 0, {}), {}) for n in range(2)]
+    late = Contribution("omega", "rejected", "late")
+    for number in range(900):
+        unlike = [unused(good), *idle] if number % 2 else [good]
+        run.add_round(number, [*unlike, late] if number == 899 else unlike, {}, 0.1)
+    table = faults_table(tmp_path / "run")
+    assert [row[:3] for row in table.rows] == [
+        ["omega", "899", "rejected"],
+        ["alpha", "450 in all", "unused"],
+        ["s0", "450 in all", "idle"],
+        ["s1", "450 in all", "idle"],
+    ]
+    samples = {row[0]: row[6] for row in contributions_table(tmp_path / "run").rows}
+    assert samples == {"alpha": str(450 * 40), "omega": "0", "s0": "0", "s1": "0"}
+
+
 def test_the_problems_of_a_cohort_are_counted(tmp_path: Path, make_job: MakeJob) -> None:
     run = write_run(tmp_path / "run", job(make_job))
     run.add_evaluation(0, "alpha", {"site/problems/not_finite": 3.0})
@@ -182,7 +206,7 @@ def test_many_sites_are_summarised(tmp_path: Path, make_job: MakeJob) -> None:
     for function in ALL:
         assert len(function(record).rows) <= 400
         assert all(len(row) == len(function(record).header) for row in function(record).rows)
-    assert contributions_table(record).rows[0][:6] == ["s000", "2", "0", "0", "0", "80"]
+    assert contributions_table(record).rows[0][:7] == ["s000", "2", "0", "0", "0", "0", "80"]
 
 
 def test_a_table_has_as_many_cells_as_columns(tmp_path: Path, make_job: MakeJob) -> None:

@@ -24,6 +24,7 @@ from parametrium.training.run_folder import (
     final_model,
     judge,
     read_lines,
+    unused,
 )
 from parametrium.training.update import Update
 
@@ -246,8 +247,8 @@ def test_judge_counts_the_sites_of_every_round(tmp_path: Path, make_job: MakeJob
     good_run(tmp_path / "run", make_job(minimum_sites=2))
     judged(
         tmp_path / "run",
-        "round 0 had 1 of at least 2 contributions",
-        "round 1 had 1 of at least 2 contributions",
+        "round 0 had 1 of at least 2 usable answers",
+        "round 1 had 1 of at least 2 usable answers",
     )
 
 
@@ -258,14 +259,21 @@ def test_an_idle_site_is_recorded_with_its_reason() -> None:
     assert Contribution("beta", "idle", "no objective of this round found anything to train on") == IDLE
 
 
+def test_an_update_that_was_not_used_counts_no_samples() -> None:
+    assert unused(ACCEPTED).status == "unused"
+    assert (unused(ACCEPTED).samples, unused(ACCEPTED).owners) == (0, {})
+    assert unused(REJECTED) == REJECTED
+    assert unused(IDLE) == IDLE
+
+
 @pytest.mark.parametrize(
     ("rounds", "faults"),
     [
-        ([[ACCEPTED, IDLE], [ACCEPTED, replace(ACCEPTED, site="beta")]], []),
-        ([[ACCEPTED, IDLE], [ACCEPTED, REJECTED]], ["round 1 had 1 of at least 2 contributions"]),
+        ([[unused(ACCEPTED), IDLE], [ACCEPTED, replace(ACCEPTED, site="beta")]], []),
+        ([[ACCEPTED, IDLE], [ACCEPTED, REJECTED]], ["round 1 had 1 of at least 2 usable answers"]),
         (
-            [[ACCEPTED, IDLE], [ACCEPTED, IDLE]],
-            ["no round had contributions of as many sites as the job's minimum: nothing was learned"],
+            [[unused(ACCEPTED), IDLE], [unused(ACCEPTED), IDLE]],
+            ["in no round as many sites trained as the job's minimum: nothing was learned"],
         ),
     ],
 )
@@ -339,7 +347,7 @@ def test_judge_lists_every_reason(tmp_path: Path, make_job: MakeJob) -> None:
         run.path,
         "PM502 too few sites",
         "1 of 2 rounds were done",
-        "round 0 had 0 of at least 2 contributions",
+        "round 0 had 0 of at least 2 usable answers",
         "1 tensors of the final model are not finite",
     )
 

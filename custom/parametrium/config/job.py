@@ -272,7 +272,7 @@ class EvaluationConfig(Strict):
     monitors: bool = True
     """Attention rollout against the body mask, and signs of collapsed features, each time something is measured."""
     pictures: bool = True
-    """Sites draw pictures into their own folder; they never travel."""
+    """Sites draw pictures into their own folder, for their own page; they never travel."""
 
 
 class RiseRule(Strict):
@@ -287,8 +287,9 @@ class RiseRule(Strict):
 class StoppingConfig(Strict):
     """When the run ends before its last round, by what sites measure every ``evaluation.every`` rounds.
 
-    Judged are means over the sites, weighted by their held-out volumes. Both rules are off by default; the run ends by
-    the first that finds a rise. The best round is the measured one with the lowest number of that rule.
+    Judged are means over the sites, weighted by their held-out volumes (patients, where monitors are off). Both rules
+    are off by default; the run ends by the first that finds a rise. The best round is the measured one with the lowest
+    number of that rule.
     """
 
     background: RiseRule | None = None
@@ -388,9 +389,11 @@ class JobConfig(Strict):
                 "objectives: cross_modal_synthesis doubles its resolution step by step, from patches to voxels; "
                 f"model.patch must be a power of two, not {self.model.patch}"
             )
-        # torch's strided bf16 convolutions for CPUs read beyond a volume that is this thin.
         if any(extent == self.model.patch for extent in self.crop):
-            raise ValueError("objectives: cross_modal_synthesis needs a crop of more than one patch along each axis")
+            raise ValueError(
+                "objectives: cross_modal_synthesis needs a crop of more than one patch along each axis; "
+                f"crop is {list(self.crop)}, model.patch {self.model.patch}"
+            )
 
     def _probe_apart(self) -> None:
         """What the probe asks must not have been told in training."""

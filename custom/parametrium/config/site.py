@@ -95,7 +95,8 @@ class SiteConfig(Strict):
     cache: str
     """Folder for prepared volumes; relative to this file."""
     state: str
-    """Folder for the trainer's own state (optimiser, logs, pictures), kept between jobs; relative to this file."""
+    """Folder for the trainer's own state (optimiser, logs, pictures, their page), kept between jobs; relative to this
+    file."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """auto takes the GPU where there is one."""
     threads: Count = 1

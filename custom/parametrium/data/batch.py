@@ -33,7 +33,7 @@ class CropRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """N crops of P patients.
+    """N crops of P patients; where the loader drew one twice, she counts as two here, and has one ``identity``.
 
     Attributes:
         images: [N, D, H, W] float32 prepared intensities, 0 outside the field of view.
@@ -46,8 +46,8 @@ class Batch:
             in all that the patient's frame shows.
         clinical: [P, F] encoded clinical variables, 0 where not observed.
         observed: [P, F] bool.
-        identity: [P] which of the site's patients each is. An epoch's end, and a site with few patients, put one
-            patient into a batch more than once: more to reconstruct, but nobody to be told apart from.
+        identity: [P] which of the site's patients each is. At an epoch's end, and where a site has few, one is drawn
+            more than once: more to reconstruct, but nobody to be told apart from.
         text: [P, D] unit vectors of the patients' texts, 0 where a patient has none; None where nobody has one.
     """
 
@@ -81,7 +81,7 @@ class Batch:
 
     @property
     def once(self) -> Tensor:
-        """[P] bool, for each of the site's patients the first of its entries."""
+        """[P] bool: who was not drawn into this batch before."""
         numbers = self.identity.tolist()
         first = [number not in numbers[:place] for place, number in enumerate(numbers)]
         return torch.tensor(first, dtype=torch.bool, device=self.identity.device)

@@ -1,8 +1,8 @@
 """The server's end: rounds with checks, quorum and deadline; a durable checkpoint after each.
 
 A site that fails, sends nonsense or is late is recorded by name and reason and left out of that round; the round goes
-on. Fewer accepted updates than the job's minimum stop the run loudly. What the run did is in the run folder, not in
-FLARE.
+on. Fewer usable answers than the job's minimum stop the run loudly; where fewer sites found something to train on, the
+model stays as it is for that round. What the run did is in the run folder, not in FLARE.
 """
 
 import logging
@@ -28,7 +28,15 @@ from parametrium.objectives.registry import build_model
 from parametrium.privacy.egress import check_scalars
 from parametrium.training.aggregation import aggregate, templates_of_few
 from parametrium.training.round import evaluation_due
-from parametrium.training.run_folder import IDLE, Contribution, RunFolder, Status, contribution_of
+from parametrium.training.run_folder import (
+    IDLE,
+    IDLE_REMEDY,
+    Contribution,
+    RunFolder,
+    Status,
+    contribution_of,
+    unused,
+)
 from parametrium.training.update import Update, check_update
 from parametrium.training.warm_start.start import open_start
 
@@ -114,44 +122,52 @@ class _Run:
         self._require(len(self.sites) - len(self.absent), "sites could open their cohort")
 
     def _round(self, number: int, model: Mapping[str, Tensor], owners: Mapping[str, Owner]) -> dict[str, Tensor]:
-        started = time.monotonic()
+        started, minimum = time.monotonic(), self.job.minimum_sites
         answers = self._ask(TRAIN, task_message(number, model), [s for s in self.sites if s not in self.absent])
-        answered: list[Update] = []
+        answered, contributions = self._received(number, answers, model, owners)
+        updates = [update for update in answered if not update.idle]
+        templates: list[str] = []
+        if len(updates) >= minimum:
+            model, templates = self._next(number, model, updates, owners)
+        else:
+            contributions = [unused(contribution) for contribution in contributions]
+            log.warning("round %d: %d of at least %d sites trained; the model stays", number, len(updates), minimum)
+        going_on = len(answered) >= minimum and len(updates) > 0
+        if going_on:
+            self.folder.save_model(number + 1, model)
+        scalars = {update.site: update.scalars for update in answered}
+        self.folder.add_round(number, contributions, scalars, time.monotonic() - started, templates)
+        self._require(len(answered), f"sites gave an answer to round {number} that can be used")
+        if not going_on:
+            reason = f"round {number}: {IDLE}, at any of the {len(answered)} sites that answered; {IDLE_REMEDY}"
+            raise FederationError(Code.ROUND_FAILED, reason)
+        log.info("round %d of %d: %d of %d sites", number + 1, self.job.rounds, len(updates), len(self.sites))
+        return dict(model)
+
+    def _received(
+        self, number: int, answers: Answers, model: Mapping[str, Tensor], owners: Mapping[str, Owner]
+    ) -> tuple[list[Update], list[Contribution]]:
+        """The updates that pass every check, idle ones, too, and the record of every site."""
+        found: list[Update] = []
         contributions = [Contribution(site, "missing", reason) for site, reason in self.absent.items()]
         for site in sorted(self.sites):
             if site in self.absent:
                 continue
             try:
                 update = self._checked(answers.get(site), site, number, model)
-                answered.append(update)
+                found.append(update)
                 contributions.append(contribution_of(update, owners))
             except ParametriumError as error:
                 status: Status = "rejected" if site in answers else "missing"
                 contributions.append(Contribution(site, status, error.message))
                 log.warning("round %d: %s", number, error)
-        updates = [update for update in answered if not update.idle]
-        going_on = len(answered) >= self.job.minimum_sites and len(updates) > 0
-        templates: list[str] = []
-        if going_on:
-            model, templates = self._next(number, model, updates, owners)
-            self.folder.save_model(number + 1, model)
-        scalars = {update.site: update.scalars for update in answered}
-        self.folder.add_round(number, contributions, scalars, time.monotonic() - started, templates)
-        self._require(len(answered), f"updates were accepted in round {number}")
-        if not going_on:
-            raise FederationError(Code.ROUND_FAILED, f"round {number}: {IDLE}, at any site")
-        log.info("round %d of %d: %d of %d sites", number + 1, self.job.rounds, len(updates), len(self.sites))
-        return dict(model)
+        return found, contributions
 
     def _next(
         self, number: int, model: Mapping[str, Tensor], updates: Sequence[Update], owners: Mapping[str, Owner]
     ) -> tuple[Mapping[str, Tensor], list[str]]:
-        """The next model, and the modalities whose templates stay; a model that too few sites trained stays whole."""
-        rule, minimum = self.job.aggregation, self.job.minimum_sites
-        if len(updates) < minimum:
-            text = "round %d: only %d sites found something to train on, minimum_sites is %d; the model stays as it is"
-            log.warning(text, number, len(updates), minimum)
-            return model, []
+        """The next model, and the modalities whose templates stay as they are."""
+        rule = self.job.aggregation
         kept = templates_of_few(updates, owners, rule.minimum_template_sites)
         templates = sorted({str(owners[name].modality) for name in kept})
         for modality in templates:

@@ -53,10 +53,16 @@ class DenseDecoder(nn.Module):
         self.joins = nn.ModuleList(convolution(2 * narrow, narrow, 3) for narrow in widths[:-1])
 
     def known(self, encoder: Encoder, volumes: Tensor, modality: Tensor, spacing_mm: Spacing) -> Tensor:
-        """What the encoder knows: [B, D, H, W] multiples of the patch, [B] -> [B, 3 C, d, h, w]."""
+        """What the encoder knows: [B, D, H, W] multiples of the patch, [B] -> [B, 3 C, d, h, w].
+
+        Raises:
+            ValueError: an axis has one patch only: torch's strided bf16 convolutions for CPUs read beyond such volumes.
+        """
+        grid = patch_grid(volumes, encoder.shape.patch)
+        if min(grid) < 2:
+            raise ValueError(f"the decoder needs two patches along each axis, not {grid}")
         layers = encoder.intermediate(encoder.tokens(volumes, modality, spacing_mm), self.after)
         joined = torch.cat([F.layer_norm(layer, layer.shape[-1:]) for layer in layers], dim=-1)
-        grid = patch_grid(volumes, encoder.shape.patch)
         scaled: Tensor = self.scale(joined.transpose(1, 2).reshape(len(volumes), -1, *grid))
         return scaled
 

@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
 
 
 def measurements(records: Iterable[Mapping[str, Any]], job: JobConfig) -> list[Measurement]:
-    """Means over the sites, weighted by their held-out volumes.
+    """Means over the sites, weighted by their held-out volumes, or patients where the job's monitors are off.
 
     A site that misses a measurement counts with its last one, or with its first where it has none yet: otherwise the
     mean would move with who answered, and not with the model.
@@ -70,14 +70,16 @@ def measurements(records: Iterable[Mapping[str, Any]], job: JobConfig) -> list[M
         for site, scalars in by_round[number].items():
             first[site] = first.get(site, {}) | scalars
     known: dict[str, dict[str, float]] = {}
+    most = job.evaluation.patients
     begun = max(objective.start for objective in job.objectives) * job.rounds
     found = []
     for number in sorted(by_round):
         for site, scalars in by_round[number].items():
             known[site] = known.get(site, {}) | scalars
         filled = {site: scalars | known.get(site, {}) for site, scalars in first.items()}
-        background = _over_sites(_background, known, filled)
-        loss = _over_sites(lambda scalars: _total_loss(scalars, job), known, filled) if number >= begun else None
+        background = _over_sites(_background, known, filled, most)
+        over = _over_sites(lambda scalars: _total_loss(scalars, job), known, filled, most)
+        loss = over if number >= begun else None
         found.append(Measurement(number, background, loss))
     return [m for m in found if m.background is not None or m.held_out_loss is not None]
 
@@ -147,20 +149,21 @@ def _background(scalars: Mapping[str, float]) -> float | None:
     return scalars.get("monitor/attention/background")
 
 
-def _held_out(scalars: Mapping[str, float]) -> float:
-    """What a site weighs: its held-out volumes, or patients where the job's monitors are off and count no volumes."""
-    return scalars.get("monitor/volumes", scalars.get("site/held_out_patients", 1.0))
+def _weight(scalars: Mapping[str, float], most: int) -> float:
+    """Of a site: its measured volumes, or patients where the job's monitors are off and count no volumes."""
+    return scalars.get("monitor/volumes", min(scalars.get("site/held_out_patients", 1.0), most))
 
 
 def _over_sites(
     number_of: Callable[[Mapping[str, float]], float | None],
     known: Mapping[str, Mapping[str, float]],
     filled: Mapping[str, Mapping[str, float]],
+    most: int,
 ) -> float | None:
     """Mean of a number over the sites, with what is measured later only where one of them has measured it by now."""
     if all(number_of(scalars) is None for scalars in known.values()):
         return None
-    pairs = [(number_of(scalars), _held_out(scalars)) for scalars in filled.values()]
+    pairs = [(number_of(scalars), _weight(scalars, most)) for scalars in filled.values()]
     measured = [(value, volumes) for value, volumes in pairs if value is not None]
     weight = sum(volumes for _, volumes in measured)
     return sum(value * volumes for value, volumes in measured) / weight if weight > 0 else None

@@ -26,6 +26,7 @@ from parametrium.report.tables import (
     contributions_table,
     faults_table,
     losses_table,
+    objectives_fact,
     owners_table,
     probe_table,
     reconstruction_table,
@@ -113,12 +114,11 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         done, few = len(run.rounds), f"fewer sites than {job.aggregation.minimum_template_sites} trained them"
         rounds = (f"{modality} in {count} of {done} rounds" for modality, count in sorted(kept.items()))
         facts.append(("Templates not passed on", "; ".join([*rounds, few])))
-    weights = (f"{o.kind.replace('_', ' ')} (weight {o.weight:g})" for o in job.objectives)
     size = [n * s for n, s in zip(job.crop, job.preparation.spacing_mm, strict=True)]
     return [
         *facts,
         ("Modalities", ", ".join(job.modalities)),
-        ("Objectives, " + job.schedule, "; ".join(weights)),
+        objectives_fact(job),
         ("Crop", f"{_times(job.crop)} voxels, {_times(size)} mm; patch {job.model.patch} voxels"),
         ("Local training", f"{job.local_steps} steps a round, {job.batch.patients} patients a step; seed {job.seed}"),
         ("Aggregation", f"{job.aggregation.rule.replace('_', ' ')}, minimum sites {job.minimum_sites}"),

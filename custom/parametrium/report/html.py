@@ -28,6 +28,7 @@ def write_html(path: Path, template: str, private: bool, **parts: Any) -> Path:
     )
     text = environment.get_template(template).render(**parts)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o644), "w") as file:
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o644)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     return partial.replace(path)

@@ -1,4 +1,4 @@
-"""A site's own page of a run: what it measured of its patients, and its pictures. It never leaves the site."""
+"""A site's own page of a run: its patients, what was measured, and its pictures. It never leaves the site."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from parametrium.config import JobConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.report.html import write_html
 from parametrium.report.site_pictures import pictures_of
-from parametrium.report.tables import Table, limited
+from parametrium.report.tables import Table, limited, objectives_fact
 
 PAGE = "report.html"
 
@@ -35,18 +35,17 @@ def write_site_page(
         training: patients that were trained on.
         held_out: patients that were measured.
         problems: what was left out of the cohort.
-        scalars: what this site measured, by public name; the coordinator has these numbers, too.
+        scalars: what was measured, by public name.
 
     Returns:
         The page.
     """
-    objectives = (f"{objective.kind.replace('_', ' ')} (weight {objective.weight:g})" for objective in job.objectives)
     page = {
         "name": f"{job.name} at {site}",
         "facts": [
-            ("Model", f"the federation's, after {rounds} of {job.rounds} rounds"),
+            ("Model", f"after {rounds} of {job.rounds} rounds"),
             ("Patients", f"{len(training)} trained on, {len(held_out)} held out"),
-            ("Objectives, " + job.schedule, "; ".join(objectives)),
+            objectives_fact(job),
         ],
         "volumes": _volumes(job, training, held_out),
         "problems": _problems(problems),
@@ -66,13 +65,13 @@ def _volumes(job: JobConfig, training: Sequence[PreparedPatient], held_out: Sequ
 def _problems(problems: Sequence[Problem]) -> Table:
     count = Counter((problem.modality, problem.reason.value.replace("_", " ")) for problem in problems)
     rows = [[modality, reason, str(number)] for (modality, reason), number in sorted(count.items())]
-    note = (
-        "Each by its pseudonym in problems.csv beside this page; parametrium cohort quality says what to do about it."
-    )
+    note = "Each by its pseudonym in problems.csv beside this page; parametrium cohort check says what to do about it."
     return limited(Table("Left out", ["modality", "reason", "entries"], rows, note, numeric=(2,)))
 
 
 def _measured(scalars: Mapping[str, float]) -> Table:
     rows = [[name, f"{value:.4g}"] for name, value in sorted(scalars.items())]
-    note = "Under the federation's model, on held-out patients. They left the site, as each round's losses did."
+    note = (
+        "On held-out patients. In a federation the coordinator has these numbers, as each round's losses; nothing else."
+    )
     return limited(Table("Measured at the end", ["number", "value"], rows, note, numeric=(1,)))

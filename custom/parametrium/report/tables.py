@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from parametrium.config import JobConfig
 from parametrium.report.comparison import (
     FEATURE_CONTROLS,
     RECONSTRUCTION_CONTROLS,
@@ -163,11 +164,18 @@ def contributions_table(run: Run) -> Table:
 
 
 def faults_table(run: Run) -> Table:
-    """The contributions that were idle, rejected or missing, consecutive rounds of one reason in one row."""
+    """Contributions that were rejected or missing, consecutive rounds of one reason in one row.
+
+    Then how often a site was idle or its update unused: that is no fault, and may be every other round.
+    """
+    quiet: Counter[tuple[str, str, str]] = Counter()
     spans: dict[tuple[str, str, str], list[list[int]]] = {}
     for r in read_run(run).rounds:
         for c in r["sites"]:
             if c["status"] == "accepted":
+                continue
+            if c["status"] in ("idle", "unused"):
+                quiet[c["site"], c["status"], c["reason"]] += 1
                 continue
             found = spans.setdefault((c["site"], c["status"], c["reason"]), [])
             if found and found[-1][1] == r["round"] - 1:
@@ -180,7 +188,8 @@ def faults_table(run: Run) -> Table:
         for first, last in ranges
     ]
     ordered = [row for _, row in sorted(rows)]
-    return limited(Table("Idle, rejected and missing contributions", ["site", "rounds", "status", "reason"], ordered))
+    ordered += [[site, f"{n} in all", status, reason] for (site, status, reason), n in sorted(quiet.items())]
+    return limited(Table("Sites that did not contribute", ["site", "rounds", "status", "reason"], ordered))
 
 
 def owners_table(run: Run) -> Table:
@@ -208,13 +217,13 @@ def _contributions_by_site(record: RunRecord) -> Table:
         own = [c for r in record.rounds for c in r["sites"] if c["site"] == site]
         count = Counter(c["status"] for c in own)
         norms = [c["norm"] for c in own if c["status"] == "accepted"]
-        numbers = [str(count[status]) for status in ("accepted", "idle", "rejected", "missing")]
+        numbers = [str(count[status]) for status in ("accepted", "unused", "idle", "rejected", "missing")]
         typical = f"{statistics.median(norms):.4g}" if norms else MISSING
         largest = f"{max(norms):.4g}" if norms else MISSING
         rows.append([site, *numbers, str(sum(c["samples"] for c in own)), typical, largest])
-    header = ["site", "accepted", "idle", "rejected", "missing", "samples", "median norm", "largest norm"]
+    header = ["site", "accepted", "unused", "idle", "rejected", "missing", "samples", "median norm", "largest norm"]
     note = f"Over {len(record.rounds)} rounds. Samples: crops that trained the model; norm: L2 norm of the update."
-    return limited(Table("Contributions by site", header, rows, note, numeric=tuple(range(1, 8))))
+    return limited(Table("Contributions by site", header, rows, note, numeric=tuple(range(1, 9))))
 
 
 def _compared(
@@ -281,6 +290,12 @@ def _margin(m: Measurement) -> str:
 
 def _count(value: float | None) -> str:
     return MISSING if value is None else f"{value:.0f}"
+
+
+def objectives_fact(job: JobConfig) -> tuple[str, str]:
+    """The line of a page's head that lists the objectives."""
+    weights = (f"{o.kind.replace('_', ' ')} (weight {o.weight:g})" for o in job.objectives)
+    return f"Objectives, {job.schedule}", "; ".join(weights)
 
 
 def limited(table: Table) -> Table:

@@ -89,8 +89,8 @@ def draw_volume_rollout(
     i, j, k = (round(float(x)) for x in np.argwhere(prepared.body).mean(0))
     title = f"After {number} rounds"
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # one that was there may be readable by others
     target.touch(mode=0o600)
-    target.chmod(0o600)  # it may have been there
     draw_items(target, [Item(title, panels, (i, j, k))], job.preparation.spacing_mm, 1, _DPI)
     return VolumeRollout(modality, number, found.numbers)
 

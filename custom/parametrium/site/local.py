@@ -8,7 +8,7 @@ from parametrium.errors import Code, ParametriumError, TrainingError
 from parametrium.site.trainer import SiteTrainer
 from parametrium.training.aggregation import aggregate
 from parametrium.training.round import evaluation_due
-from parametrium.training.run_folder import IDLE, RunFolder, contribution_of
+from parametrium.training.run_folder import IDLE, IDLE_REMEDY, RunFolder, contribution_of
 from parametrium.training.update import check_update
 from parametrium.training.warm_start.start import open_start
 
@@ -44,7 +44,7 @@ def train_locally(job: JobConfig, site: SiteConfig, out: Path, start: Path | Non
             update = trainer.train(number, model)
             check_update(update, model, round_number=number, max_norm=job.aggregation.max_update_norm)
             if update.idle:
-                raise TrainingError(Code.DATA_BATCH, f"round {number}: at this site, {IDLE}")
+                raise TrainingError(Code.DATA_BATCH, f"round {number}: {IDLE} at this site; {IDLE_REMEDY}")
             model = aggregate(
                 model,
                 [update],

@@ -112,8 +112,12 @@ class SiteTrainer:
     def evaluate(self, number: int, tensors: Mapping[str, Tensor], final: bool) -> dict[str, float]:
         """Measures the given global weights on held-out patients; the features only at the end of the run."""
         set_tensors(self.state, tensors)
-        if not self.held_out:
-            return {}
+        scalars = self._measure(number, final) if self.held_out else {}
+        if final:
+            self._write_page(number, scalars)
+        return scalars
+
+    def _measure(self, number: int, final: bool) -> dict[str, float]:
         site = self.site.site
         scalars = measure_reconstruction(self.state.model, self.training, self.held_out, self.job, site)
         scalars |= self.held_out_loss.measure(self.state)
@@ -122,8 +126,6 @@ class SiteTrainer:
             scalars |= measure_features(self.state.model, self.training, self.held_out, self.job, site)
         if self.job.evaluation.pictures:
             self._draw(number, final)
-            if final:
-                self._write_page(number, scalars)
         self._log(scalars, number)
         return scalars
 

@@ -3,7 +3,7 @@
     RUN/
         job.yaml                    the job, as it ran
         rounds.jsonl                one JSON object a round: sites, statuses, scalars, seconds, templates kept
-        contributions.csv           who contributed what to which round, and who was rejected why
+        contributions.csv           who contributed what to which round, and who did not, why
         evaluation.jsonl            one JSON object an evaluation: round, site, scalars
         checkpoints/round_0003/     the global model after that round
         tensorboard/<site>/         the scalars that travelled
@@ -42,8 +42,10 @@ from parametrium.training.checkpoint import (
 )
 from parametrium.training.update import Update
 
-Status = Literal["accepted", "idle", "rejected", "missing"]
+Status = Literal["accepted", "unused", "idle", "rejected", "missing"]
 IDLE = "no objective of this round found anything to train on"
+IDLE_REMEDY = "give the job an objective for these modalities, fewer turns, or more local_steps"
+TOO_FEW = "fewer than minimum_sites trained in this round: the model stayed as it was"
 COLUMNS = ("round", "site", "status", "reason", "samples", "tensors", "norm")
 
 
@@ -53,7 +55,8 @@ class Contribution:
 
     Attributes:
         site: name of the site.
-        status: accepted; idle: the round's objectives found nothing to train on there; rejected: it answered, with an
+        status: accepted; unused: accepted, but fewer sites than the job's minimum trained, so that the model stayed;
+            idle: the round's objectives found nothing to train on there; rejected: it answered, with an
             error of its own or with an update that failed a check; missing: no answer in time, or absent from the
             start, because it could not open its cohort.
         reason: public text; empty when accepted.
@@ -226,12 +229,20 @@ def contribution_of(update: Update, owners: Mapping[str, Owner]) -> Contribution
     return Contribution(update.site, "accepted", "", update.samples, len(update.tensors), update.norm, groups)
 
 
+def unused(contribution: Contribution) -> Contribution:
+    """The record of an accepted update that did not enter a model; others as they are."""
+    if contribution.status != "accepted":
+        return contribution
+    return Contribution(contribution.site, "unused", TOO_FEW)
+
+
 def judge(path: Path) -> tuple[bool, list[str]]:
     """Whether a run is good, recomputed from its folder; FLARE's word is no evidence.
 
     Returns:
-        True and no reasons, or False and every reason: rounds missing, a round below the minimum of sites, a model that
-        is not finite, a checksum that differs, or the error of the run itself.
+        True and no reasons, or False and every reason: rounds missing, a round that fewer sites than the minimum
+        answered, no round in which as many trained, a model that is not finite, a checksum that differs, or the error
+        of the run itself.
     """
     try:
         manifest = _read_manifest(path)
@@ -308,7 +319,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 class _Round(NamedTuple):
     number: int
     accepted: int
-    idle: int
+    answered: int
 
 
 def _read_rounds(path: Path) -> tuple[list[_Round], int]:
@@ -323,7 +334,8 @@ def _read_rounds(path: Path) -> tuple[list[_Round], int]:
             record = json.loads(line)
             count = Counter(str(site["status"]) for site in record["sites"])
             if type(record["round"]) is int:
-                rounds.append(_Round(record["round"], count["accepted"], count["idle"]))
+                answered = sum(count[status] for status in ("accepted", "unused", "idle"))
+                rounds.append(_Round(record["round"], count["accepted"], answered))
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
     return rounds, len(lines) - len(rounds)
@@ -367,12 +379,12 @@ def _round_faults(path: Path, job: JobConfig, planned: int) -> list[str]:
     if [found.number for found in rounds] != list(range(planned)):
         faults.append(f"{len(rounds)} of {planned} rounds were done")
     faults += [
-        f"round {found.number} had {found.accepted} of at least {job.minimum_sites} contributions"
+        f"round {found.number} had {found.answered} of at least {job.minimum_sites} usable answers"
         for found in rounds
-        if found.accepted + found.idle < job.minimum_sites
+        if found.answered < job.minimum_sites
     ]
     if rounds and not faults and not any(found.accepted >= job.minimum_sites for found in rounds):
-        faults.append("no round had contributions of as many sites as the job's minimum: nothing was learned")
+        faults.append("in no round as many sites trained as the job's minimum: nothing was learned")
     return faults
 
 

@@ -2,15 +2,16 @@
 
     python benchmarks/transfer.py --patients 360 --seeds 0 1 2 --out transfer
 
-Draws a phantom cohort a seed, pretrains on all but the test patients without labels, then, with few labelled patients:
-segments organs and tumour by fine-tuning (pretrained, the same network from scratch, a small CNN; the same crops, steps
-and patients for all); finds the same structures from frozen tokens by one ridge regression (pretrained, untrained, the
-patches' own voxels; and what the CNN says of each patch); and asks all of these how large the tumour is, beside the
-clinical rows of further patients (``volumetry.py``). Two more arms, which --rivals-only leaves out, tell what a failure
-means: the CNN with ten times the labels, how much labels can add at all; and an encoder that was told all masks
-(``told.py``), how much pretraining could give. Prints means over seeds with their range, and the paired differences to
-the rivals with a t interval of 95 %. Cohorts and models are written below ``--out``; what is there is not made again,
-and a pretraining that was interrupted goes on after its last round.
+Draws a phantom cohort a seed, pretrains on all but the test patients without labels (transfer.yaml, and from its model
+transfer_decoder.yaml), then, with few labelled patients: segments organs and tumour by fine-tuning (pretrained, the
+same network from scratch, a small CNN; the same crops, steps and patients for all); finds the same structures from
+frozen tokens by one ridge regression (pretrained, untrained, the patches' own voxels; and what the CNN says of each
+patch); and asks all of these how large the tumour is, beside the clinical rows of further patients (``volumetry.py``).
+Two more arms, which --rivals-only leaves out, tell what a failure means: the CNN with ten times the labels, how much
+labels can add at all; and an encoder that was told all masks (``told.py``), how much pretraining could give. Prints
+means over seeds with their range, and the paired differences to the rivals with a t interval of 95 %. Cohorts and
+models are written below ``--out``; what is there is not made again, and a pretraining that was interrupted goes on
+after its last round.
 """
 
 import argparse
@@ -50,6 +51,8 @@ from parametrium.site.moments import Moments
 from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
 from parametrium.training.round import tensors_of
 from parametrium.training.step import new_state, train_step
+from parametrium.training.warm_start.transfer import transfer
+from parametrium.training.warm_start.weights import Weights
 
 STRUCTURES = ("bladder", "rectum", "uterus", "tumour")
 CNN = "cnn"
@@ -67,15 +70,28 @@ def cohort_of(folder: Path, job: JobConfig, patients: int, seed: int, jobs: int)
     return prepare_cohort(cohort, job.preparation, folder / "cache", jobs=jobs).patients
 
 
-def pretrained(folder: Path, job: JobConfig, patients: Sequence[PreparedPatient]) -> PretrainingModel:
+def pretrained(folder: Path, jobs: Sequence[JobConfig], patients: Sequence[PreparedPatient]) -> PretrainingModel:
+    """The last job's model, each job begun from the model of the one before."""
+    model = trained(folder, jobs[0], patients, None)
+    for job in jobs[1:]:
+        model = trained(folder, job, patients, model)
+    return model
+
+
+def trained(
+    folder: Path, job: JobConfig, patients: Sequence[PreparedPatient], start: PretrainingModel | None
+) -> PretrainingModel:
     """The job's model after all of its steps on these patients; goes on where an earlier run ended."""
-    state, model = new_state(job, torch.device("cpu")), folder / f"model-{job.total_steps}"
+    name = f"{job.name}-{job.total_steps}"
+    state, model = new_state(job, torch.device("cpu")), folder / f"model-{name}"
+    if start is not None:
+        state.model.load_state_dict(transfer(job, Weights(dict(start.named_parameters())))[0], strict=False)
     if model.exists():
         tensors, meta = load_checkpoint(model)
         state.model.load_state_dict(tensors)
         state.step = int(meta["steps"])
     if state.step < job.total_steps:
-        moments = Moments(folder / f"moments-{job.total_steps}", job.name, state)
+        moments = Moments(folder / f"moments-{name}", job.name, state)
         loader, started = CropLoader(patients, job, "phantom", CropPlan(job, state.model)), time.monotonic()
         for number in range(state.step // job.local_steps, job.rounds):
             moments.begin(number)
@@ -85,7 +101,8 @@ def pretrained(folder: Path, job: JobConfig, patients: Sequence[PreparedPatient]
             save_checkpoint(model, tensors_of(state), {"steps": state.step})
             losses = ", ".join(f"{kind} {loss:.3f}" for kind, loss in report.losses.items())
             print(
-                f"  {state.step} of {job.total_steps} steps, {time.monotonic() - started:.0f} s: {losses}", flush=True
+                f"  {job.name}: {state.step} of {job.total_steps} steps, {time.monotonic() - started:.0f} s: {losses}",
+                flush=True,
             )
     return state.model.eval()
 
@@ -143,6 +160,7 @@ def one_seed(out: Path, arguments: argparse.Namespace, seed: int) -> dict[str, S
     folder.mkdir(parents=True, exist_ok=True)
     job = load_job(arguments.job)
     job = job.model_copy(update={"seed": seed, "rounds": arguments.rounds or job.rounds})
+    jobs = [job, *(load_job(path).model_copy(update={"seed": seed}) for path in arguments.then)]
     patients = cohort_of(folder, job, arguments.patients, seed, arguments.jobs)
     unseen, training = patients[: arguments.test], patients[arguments.test :]
     print(f"seed {seed}: {len(training)} patients without labels, {len(unseen)} to test", flush=True)
@@ -151,7 +169,7 @@ def one_seed(out: Path, arguments: argparse.Namespace, seed: int) -> dict[str, S
         for group in (unseen, training)
     )
     few, index, count = drawn[: arguments.labelled], job.modalities.index(arguments.modality), len(STRUCTURES)
-    starts: dict[str, PretrainingModel | None] = {"pretrained": pretrained(folder, job, training), "scratch": None}
+    starts: dict[str, PretrainingModel | None] = {"pretrained": pretrained(folder, jobs, training), "scratch": None}
     labelled = {CNN: few}
     if not arguments.rivals_only:
         starts["told"] = told(folder / f"told-{job.total_steps}", job, index, drawn, count)
@@ -205,7 +223,14 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", type=Path, default=Path(__file__).with_name("transfer.yaml"))
-    parser.add_argument("--rounds", type=int, help="of pretraining, instead of the job's")
+    parser.add_argument(
+        "--then",
+        type=Path,
+        nargs="*",
+        default=[Path(__file__).with_name("transfer_decoder.yaml")],
+        help="jobs that go on from the first one's model",
+    )
+    parser.add_argument("--rounds", type=int, help="of the first job, instead of its own")
     parser.add_argument("--patients", type=int, default=360)
     parser.add_argument("--test", type=int, default=60, help="patients that nobody trains on")
     parser.add_argument("--labelled", type=int, default=10, help="patients whose masks are used")

@@ -78,6 +78,12 @@ def test_padding_adds_zeros_at_the_end_only() -> None:
     assert padded(filled, 4) is filled
 
 
+def test_padding_makes_as_many_patches_as_are_asked_for() -> None:
+    volumes = torch.ones(1, 3, 4, 9)
+    assert padded(volumes, 4, patches=2).shape == (1, 8, 8, 12)
+    assert padded(volumes, 4, patches=2).sum() == volumes.sum()
+
+
 def test_gather_takes_the_named_patches() -> None:
     tokens, index = torch.randn(2, 5, 3), torch.tensor([[4, 0], [1, 1]])
     assert torch.equal(gather(tokens, index)[0], tokens[0, [4, 0]])

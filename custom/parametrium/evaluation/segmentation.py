@@ -121,7 +121,7 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, 1, D, H, W], any size -> logits [B, S + 1, D, H, W]."""
-        volumes = padded(image[:, 0], self.encoder.shape.patch)
+        volumes = padded(image[:, 0], self.encoder.shape.patch, patches=2)  # that the decoder needs
         modality = torch.full((len(volumes),), self.modality, device=volumes.device)
         known = self.decoder.known(self.encoder, volumes, modality, self.spacing_mm)
         d, h, w = volumes.shape[1:]

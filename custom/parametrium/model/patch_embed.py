@@ -17,9 +17,9 @@ def patch_grid(volumes: Tensor, patch: int) -> Grid:
     return d, h, w
 
 
-def padded(volumes: Tensor, patch: int) -> Tensor:
-    """[B, D, H, W] with zeros after its end, so that every axis is a multiple of the patch."""
-    missing = [-extent % patch for extent in volumes.shape[1:]]
+def padded(volumes: Tensor, patch: int, patches: int = 1) -> Tensor:
+    """[B, D, H, W] with zeros after its end, so that every axis is a multiple of the patch, and has so many patches."""
+    missing = [max(-extent % patch, patches * patch - extent) for extent in volumes.shape[1:]]
     if not any(missing):
         return volumes
     return F.pad(volumes, [n for extent in reversed(missing) for n in (0, extent)])

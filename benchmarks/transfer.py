@@ -2,8 +2,8 @@
 
     python benchmarks/transfer.py --patients 360 --seeds 0 1 2 --out transfer
 
-Draws a phantom cohort a seed, pretrains on all but the test patients without labels (transfer.yaml, and from its model
-transfer_decoder.yaml), then, with few labelled patients: segments organs and tumour by fine-tuning (pretrained, the
+Draws a phantom cohort a seed, pretrains on all but the test patients without labels (transfer.yaml, and the jobs of
+--then from its model), then, with few labelled patients: segments organs and tumour by fine-tuning (pretrained, the
 same network from scratch, a small CNN; the same crops, steps and patients for all); finds the same structures from
 frozen tokens by one ridge regression (pretrained, untrained, the patches' own voxels; and what the CNN says of each
 patch); and asks all of these how large the tumour is, beside the clinical rows of further patients (``volumetry.py``).
@@ -227,8 +227,8 @@ def main() -> None:
         "--then",
         type=Path,
         nargs="*",
-        default=[Path(__file__).with_name("transfer_decoder.yaml")],
-        help="jobs that go on from the first one's model",
+        default=[],
+        help="jobs that go on from the first one's model, for instance transfer_decoder.yaml",
     )
     parser.add_argument("--rounds", type=int, help="of the first job, instead of its own")
     parser.add_argument("--patients", type=int, default=360)

@@ -58,10 +58,10 @@ def test_it_is_readable_by_its_owner_alone_and_written_at_once(page: Path) -> No
 WRITE = """
 from pathlib import Path
 from types import SimpleNamespace
-from parametrium.report.html import write_html
+from parametrium.report.html import render, write_at_once
 none = SimpleNamespace(title="t", header=[], rows=[], numeric=(), best=(), note="")
 page = {"name": "n", "facts": [], "volumes": none, "problems": none, "measured": none, "pictures": [], "footer": "f"}
-write_html(Path("page.html"), "site.html", private=True, page=page)
+write_at_once(Path("page.html"), render("site.html", page=page).encode(), private=True)
 """
 
 

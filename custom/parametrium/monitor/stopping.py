@@ -78,8 +78,9 @@ def measurements(records: Iterable[Mapping[str, Any]], job: JobConfig) -> list[M
             known[site] = known.get(site, {}) | scalars
         filled = {site: scalars | known.get(site, {}) for site, scalars in first.items()}
         background = _over_sites(_background, known, filled, most)
-        over = _over_sites(lambda scalars: _total_loss(scalars, job), known, filled, most)
-        loss = over if number >= begun else None
+        loss = None
+        if number >= begun:
+            loss = _over_sites(lambda scalars: _total_loss(scalars, job), known, filled, most)
         found.append(Measurement(number, background, loss))
     return [m for m in found if m.background is not None or m.held_out_loss is not None]
 

@@ -17,7 +17,7 @@ from parametrium import __version__
 from parametrium.config import JobConfig
 from parametrium.report.chart import Chart, line_chart
 from parametrium.report.comparison import Measurement, over_pairs, probes, reconstructions, retrievals
-from parametrium.report.html import write_html
+from parametrium.report.html import render, write_at_once
 from parametrium.report.monitors import by_rounds, held_out_charts, monitor_charts, monitors_table
 from parametrium.report.record import RunRecord, read_run
 from parametrium.report.site_leak import site_leak_table
@@ -58,8 +58,8 @@ def write_report(run: Path, with_sites: bool = False) -> Path:
     record = read_run(run)
     pictures = collect_pictures(run) if with_sites else []
     leak = site_leak_table(run) if with_sites else None
-    parts = {"page": _page(record), "pictures": pictures, "leak": leak}
-    return write_html(run / "report.html", "report.html", private=bool(pictures), **parts)
+    text = render("report.html", page=_page(record), pictures=pictures, leak=leak)
+    return write_at_once(run / "report.html", text.encode(), private=bool(pictures))
 
 
 def _page(run: RunRecord) -> dict[str, Any]:

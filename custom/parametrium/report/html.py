@@ -1,4 +1,4 @@
-"""Writes a page from a template of ``report/templates``: offline, without a script."""
+"""Pages from the templates of ``report/templates``, and files that are in place at once."""
 
 import os
 from pathlib import Path
@@ -6,29 +6,33 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+TEMPLATES = Path(__file__).parent / "templates"
 
-def write_html(path: Path, template: str, private: bool, **parts: Any) -> Path:
-    """Renders the template and puts the page in place at once, so that no half of it is ever read.
 
-    Args:
-        path: the page.
-        template: name of the template; what it is given is escaped.
-        private: whether the page is readable by its owner alone, because it shows patients.
-        parts: what the template names.
-
-    Returns:
-        The page.
-    """
+def render(template: str, **parts: Any) -> str:
+    """The text of a template by its name; what it is given is escaped, and what it lacks is an error."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template(template).render(**parts)
+    return environment.get_template(template).render(**parts)
+
+
+def write_at_once(path: Path, content: bytes, private: bool) -> Path:
+    """Writes a file in one step, so that no half of it is ever read.
+
+    Args:
+        path: the file.
+        content: of the file.
+        private: whether it is readable by its owner alone, because it shows patients.
+
+    Returns:
+        The file.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o644)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o644), "wb") as file:
+        file.write(content)
     return partial.replace(path)

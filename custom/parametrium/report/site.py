@@ -8,7 +8,7 @@ from parametrium import __version__
 from parametrium.cohort.problem import Problem
 from parametrium.config import JobConfig
 from parametrium.data.cache import PreparedPatient
-from parametrium.report.html import write_html
+from parametrium.report.html import render, write_at_once
 from parametrium.report.site_pictures import pictures_of
 from parametrium.report.tables import Table, limited, objectives_fact
 
@@ -53,7 +53,7 @@ def write_site_page(
         "pictures": pictures_of(folder / "pictures"),
         "footer": f"Written by parametrium {__version__}.",
     }
-    return write_html(folder / PAGE, "site.html", private=True, page=page)
+    return write_at_once(folder / PAGE, render("site.html", page=page).encode(), private=True)
 
 
 def _volumes(job: JobConfig, training: Sequence[PreparedPatient], held_out: Sequence[PreparedPatient]) -> Table:

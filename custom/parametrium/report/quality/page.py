@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from parametrium.cohort.manifest import read_cohort
@@ -24,18 +23,18 @@ from parametrium.cohort.problem import Problem, Reason
 from parametrium.cohort.table import read_table
 from parametrium.config import VOCABULARY, JobConfig
 from parametrium.errors import Code, CohortError, DataError
+from parametrium.report.html import TEMPLATES, render, write_at_once
 from parametrium.report.quality.completeness import outside_schema
 from parametrium.report.quality.content import page_content
 from parametrium.report.quality.findings import KINDS, Findings, Side
 from parametrium.report.quality.pairs import registered_pairs
-from parametrium.report.quality.survey import VIEWER, Progress, survey, sweep, write_private
+from parametrium.report.quality.survey import VIEWER, Progress, survey, sweep
 from parametrium.report.quality.suspicion import Suspicion, misaligned, suspicions
 
 FOLDER = "quality"
 """Name of the page's folder in the cohort."""
 
 _HERE = Path(__file__).parent
-_TEMPLATES = _HERE.parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -149,19 +148,13 @@ def _side_table(path: Path, required: tuple[str, ...]) -> Side:
 
 
 def _write(folder: Path, content: dict[str, Any]) -> Path:
-    script = (_TEMPLATES / "quality.js").read_text(encoding="utf-8")
-    style = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "quality.css"))
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    script = (TEMPLATES / "quality.js").read_text(encoding="utf-8")
+    style = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "quality.css"))
     data = json.dumps(content.pop("data"), separators=(",", ":"))
     for mark in "<>&":  # no text of a table can end the script element or begin another
         data = data.replace(mark, f"\\u{ord(mark):04x}")
-    text = environment.get_template("quality.html").render(
+    text = render(
+        "quality.html",
         page=content,
         data=Markup(data),  # noqa: S704 - without a mark of HTML
         script=Markup(script),  # noqa: S704 - our own file
@@ -169,9 +162,8 @@ def _write(folder: Path, content: dict[str, Any]) -> Path:
         script_digest=_digest(script),
         style_digest=_digest(style),
     )
-    write_private(folder / "niivue.js", (_HERE / "vendor" / "niivue.umd.js").read_bytes())
-    write_private(folder / "index.html", text.encode("utf-8", "replace"))
-    return folder / "index.html"
+    write_at_once(folder / "niivue.js", (_HERE / "vendor" / "niivue.umd.js").read_bytes(), private=True)
+    return write_at_once(folder / "index.html", text.encode("utf-8", "replace"), private=True)
 
 
 def _digest(text: str) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from parametrium.errors import Code, DataError
+from parametrium.report.html import write_at_once
 from parametrium.report.quality.measure import Measured
 from parametrium.report.quality.png import encode_png
 from parametrium.report.quality.reduced import checkerboard, on_grid, read_viewer_file
-from parametrium.report.quality.survey import RECORDS, VIEWER, Progress, Surveyed, in_parallel, write_private
+from parametrium.report.quality.survey import RECORDS, VIEWER, Progress, Surveyed, in_parallel
 
 _FEWEST = 200  # coarse voxels that both must see for an overlap to mean something
 
@@ -117,5 +118,5 @@ def _lay(key: str, folder: Path, first: str, second: str) -> str:
                 record = _Record(float(overlap), base64.b64encode(picture).decode())
         except ValueError:  # a viewer's file that is not ours any more: the pair is shown without a picture
             pass
-    write_private(folder / RECORDS / f"{key}.json", json.dumps(asdict(record)).encode())
+    write_at_once(folder / RECORDS / f"{key}.json", json.dumps(asdict(record)).encode(), private=True)
     return key

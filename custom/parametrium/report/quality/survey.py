@@ -26,6 +26,7 @@ from parametrium.cohort.rigid import matrix_of
 from parametrium.cohort.workers import Lost, Workers
 from parametrium.data.recipe import load_volume
 from parametrium.errors import Code, DataError
+from parametrium.report.html import write_at_once
 from parametrium.report.quality.measure import Measured, as_record, from_record, measure
 from parametrium.report.quality.png import encode_png
 from parametrium.report.quality.reduced import montage, reduce_volume, viewer_file
@@ -110,14 +111,6 @@ def in_parallel(function: Callable[..., str], calls: Sequence[tuple[Any, ...]], 
             yield None if isinstance(result, Lost) else result
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Writes a file in one step, readable by its owner only."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-    partial.replace(path)
-
-
 def sweep(folder: Path, keys: set[str]) -> None:
     """Removes records, viewer files and partial files that belong to none of the keys."""
     for path in (*(folder / RECORDS).glob("*"), *(folder / VIEWER).glob("*.js"), *(folder / VIEWER).glob(".*")):
@@ -149,7 +142,7 @@ def _measure_one(key: str, volume: Volume, folder: Path) -> str:
             _log.warning("a volume could not be measured: %s", type(error).__name__)
             found = Reason.TOO_LARGE if isinstance(error, MemoryError) else Reason.FAILED
     record = {"reason": found.value} if isinstance(found, Reason) else as_record(found)
-    write_private(folder / RECORDS / f"{key}.json", json.dumps(record).encode())
+    write_at_once(folder / RECORDS / f"{key}.json", json.dumps(record).encode(), private=True)
     return key
 
 
@@ -167,5 +160,7 @@ def _measured(key: str, volume: Volume, folder: Path) -> Measured | Reason:
     reduced = reduce_volume(voxels, affine, volume.modality)
     found = measure(voxels, affine, reduced, volume.modality)
     if isinstance(found, Measured):
-        write_private(folder / VIEWER / f"{key}.js", viewer_file(key, reduced, encode_png(montage(reduced))))
+        write_at_once(
+            folder / VIEWER / f"{key}.js", viewer_file(key, reduced, encode_png(montage(reduced))), private=True
+        )
     return found

@@ -36,6 +36,12 @@ def signals_of_a_terminal() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def torch_seed() -> None:
+    """A test's random tensors do not depend on which tests ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of public scans; a test that needs it is skipped where it is absent."""

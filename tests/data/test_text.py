@@ -55,6 +55,20 @@ def test_a_report_becomes_a_unit_vector_and_a_patient_without_one_gets_none(
     np.testing.assert_allclose(told[0].text, np.array([4, 1, 0]) / 17**0.5, rtol=1e-6)  # type: ignore[arg-type]
 
 
+def test_a_cell_that_says_nothing_is_no_text(install: Callable[..., TextConfig]) -> None:
+    cells = ("N/A", "unknown", " - ", "[not available]", "normal", "no sign of disease")
+    told = with_texts([patient(str(n), report=cell) for n, cell in enumerate(cells)], (), install(lengths), 3)
+    assert [p.text is None for p in told] == [True] * 4 + [False] * 2
+
+
+def test_a_column_that_no_row_has_is_a_mistake_and_an_empty_one_is_none(install: Callable[..., TextConfig]) -> None:
+    config = install(lengths)
+    with pytest.raises(DataError, match=r"PM304 site\.text\.column names no column") as caught:
+        with_texts([patient("p", reprot="four"), patient("q")], (), config, 3)
+    assert "report" not in str(caught.value)
+    assert with_texts([patient("p", report=""), patient("q")], (), config, 3)[0].text is None
+
+
 def test_texts_are_cut_and_encoded_in_parts(install: Callable[..., TextConfig]) -> None:
     calls: list[int] = []
 

@@ -37,6 +37,14 @@ def test_constant_scores_are_chance(count: int, k: int) -> None:
     assert recall_at(scores, k) == pytest.approx(min(k / count, 1))
 
 
+@given(st.integers(2, 20), st.integers(0, 99))
+def test_a_collapsed_feature_is_chance_whatever_its_numbers(count: int, seed: int) -> None:
+    same = np.random.default_rng(seed).normal(size=96).astype(np.float32)
+    found = retrieval({(patient, m): same for patient in range(count) for m in "AB"}, ("A", "B"))["A-B"]
+    assert found["r1"] == pytest.approx(1 / count)
+    assert found["r5"] == pytest.approx(min(5 / count, 1))
+
+
 def test_scores_that_are_not_numbers_are_misses() -> None:
     scores = np.eye(4, dtype=np.float32)
     assert recall_at(np.full_like(scores, np.nan), 1) == 0

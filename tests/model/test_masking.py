@@ -1,5 +1,8 @@
 """Masks split every row's patches exactly, and every window in the same share."""
 
+from collections import Counter, defaultdict
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given
@@ -58,6 +61,20 @@ def test_cubes_are_masked_together() -> None:
     shown = torch.zeros(50, 512).scatter_(1, visible, 1.0).reshape(50, 4, 2, 4, 2, 4, 2)
     of_a_cube = shown.sum((2, 4, 6))
     assert set(of_a_cube.unique().tolist()) == {0.0, 8.0}
+
+
+@given(GRIDS, st.integers(0, 99))
+def test_no_cube_lies_in_two_windows_and_a_window_splits_one_at_most(grid: Grid, seed: int) -> None:
+    """Against a loop that counts cubes from where a window begins."""
+    visible, _ = draw_mask(1, grid, 0.6, seeded(seed), unit=2)
+    shown, cubes = set(visible[0].tolist()), defaultdict(set)
+    axes = [[int(n) for n in window_numbers((extent, 1, 1))] for extent in grid]
+    for patch, place in enumerate(product(*map(range, grid))):
+        window = tuple(along[at] for along, at in zip(axes, place, strict=True))
+        inside = tuple((at - along.index(along[at])) // 2 for along, at in zip(axes, place, strict=True))
+        cubes[window, inside].add(patch)
+    split = Counter(window for (window, _), patches in cubes.items() if patches & shown not in (set(), patches))
+    assert max(split.values(), default=0) <= 1
 
 
 def test_patchify_round_trip_against_a_loop() -> None:

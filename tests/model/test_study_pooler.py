@@ -50,6 +50,14 @@ def test_absent_volumes_are_as_if_they_were_not_there(volumes: int, seed: int) -
         assert torch.allclose(found[p], alone[0], atol=1e-5)
 
 
+def test_what_stands_in_empty_places_reaches_no_gradient() -> None:
+    features, present, modality, days = studies(5, 1)
+    assert not present.all()
+    net = pooler()
+    net(features.masked_fill(~present[..., None], torch.nan), present, modality, days).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+
+
 def test_weights_sum_to_one_and_a_single_volume_is_itself() -> None:
     features, _, modality, days = studies(1, 0)
     present = torch.ones(2, 1).bool()

@@ -105,6 +105,12 @@ def fault(tmp_path: Path, job: JobConfig, scan: Path, name: str) -> ParametriumE
         options = {}
     elif name == "suffix":
         target = tmp_path / "x.jpg"
+    elif name == "folder":
+        target = tmp_path / "held.png"
+        target.mkdir()
+    elif name == "below a file":
+        (tmp_path / "file").touch()
+        target = tmp_path / "file" / "x.png"
     elif name == "unfinished":
         (run / "manifest.json").unlink()
     elif name == "round":
@@ -116,7 +122,7 @@ def fault(tmp_path: Path, job: JobConfig, scan: Path, name: str) -> ParametriumE
         RunFolder(run, job).save_model(3, broken)
     with pytest.raises(ParametriumError) as caught:
         draw_volume_rollout(run, scan, target, **options)  # type: ignore[arg-type]
-    assert not target.exists()
+    assert not target.is_file()
     return caught.value
 
 
@@ -129,6 +135,8 @@ def fault(tmp_path: Path, job: JobConfig, scan: Path, name: str) -> ParametriumE
         ("modality", ConfigError, "PM103 --modality: choose one of CT, T1; got 'PET'"),
         ("no modality", ConfigError, "PM103 --modality: choose one of CT, T1; none was given"),
         ("suffix", ConfigError, "PM103 --out: must end in .png, got '.jpg'"),
+        ("folder", ConfigError, "PM103 --out: no picture can be written there"),
+        ("below a file", ConfigError, "PM103 --out: no picture can be written there"),
         ("unfinished", FederationError, "PM503 the run has not come to a good end; name a round with --round"),
         ("round", TrainingError, "PM403 the checkpoint is absent or incomplete"),
         ("other model", TrainingError, "PM401 the checkpoint is not of the model"),

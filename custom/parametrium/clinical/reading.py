@@ -7,7 +7,7 @@ age is within a few years of it, well inside the kernel's width, and leaving it 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from parametrium.clinical.figo import read_stage
@@ -47,13 +47,15 @@ MISSING = Reading()
 Reader = Callable[[Mapping[str, str]], Reading]
 
 
+def missing_test(words: Iterable[str]) -> Callable[[str], bool]:
+    """Makes a function that says whether a cell tells nothing: blank, only marks, or one of these words."""
+    missing = {_letters(word) for word in words} | {""}
+    return lambda cell: _letters(cell) in missing
+
+
 def reader_of(variable: ClinicalVariable) -> Reader:
     """Makes a function that reads a variable from a row of column to text; absent or blank is missing."""
-    missing = {_letters(word) for word in variable.missing_words} | {""}
-
-    def is_missing(cell: str) -> bool:
-        return _letters(cell) in missing
-
+    is_missing = missing_test(variable.missing_words)
     if isinstance(variable, ContinuousVariable):
         return _number_reader(variable, is_missing)
     if isinstance(variable, FigoVariable):

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parametrium.clinical.reading import missing_test
 from parametrium.clinical.schema import encode
 from parametrium.config import ClinicalVariable, TextConfig
+from parametrium.config.job import MISSING_WORDS
 from parametrium.data.cache import PreparedPatient
 from parametrium.errors import Code, DataError
 
@@ -36,14 +38,21 @@ def with_texts(
     """The patients, each with the unit vector of its text; without one where it has no text.
 
     Args:
-        patients: of the site.
+        patients: all of the site.
         variables: the job's clinical schema, for rows in words.
         config: encoder and source of the texts.
         channels: D that the job expects.
 
     Raises:
-        DataError: PM304 when the encoder cannot be loaded, fails, or gives other than N finite vectors of D channels.
+        DataError: PM304 when no clinical row has the column, or when the encoder cannot be loaded, fails, or does not
+            give N finite vectors of D channels.
     """
+    if config.column is not None and not any(config.column in patient.clinical for patient in patients):
+        raise DataError(
+            Code.DATA_TEXT,
+            "site.text.column names no column of clinical.csv; write it as the file does, or leave it out",
+            site_detail=config.column,
+        )
     texts = [text[:LONGEST] for text in texts_of(patients, variables, config.column)]
     told = [n for n, text in enumerate(texts) if text]
     encoder = load_encoder(config.encoder)
@@ -62,11 +71,14 @@ def texts_of(
 ) -> list[str]:
     """Patients' texts: the cell of the column, or what the row says of the job's variables; empty where there is none.
 
-    Values outside the schema and variables of weight 0 are not told, as they do not enter the similarity.
+    A cell of marks alone or of a usual word for missing is no text. Values outside the schema and variables of weight 0
+    are not told, as they do not enter the similarity.
     """
     rows = [patient.clinical for patient in patients]
     if column is not None:
-        return [row.get(column, "").strip() for row in rows]
+        missing = missing_test(MISSING_WORDS)
+        cells = [row.get(column, "").strip() for row in rows]
+        return ["" if missing(cell) else cell for cell in cells]
     variables = [variable for variable in variables if variable.weight > 0]
     names = [variable.name for variable in variables]
     return [

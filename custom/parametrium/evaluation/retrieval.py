@@ -1,6 +1,7 @@
 """Cross-modal retrieval of the same patient among held-out patients."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +41,11 @@ def retrieval(features: Features, modalities: tuple[str, ...]) -> dict[str, dict
     return results
 
 
-def recall_at(scores: NDArray[np.float32], k: int) -> float:
+def recall_at(scores: NDArray[np.floating[Any]], k: int) -> float:
     """Share of rows whose own column is among the k largest; within a tie, the expected share.
 
     Args:
-        scores: [P, P], row i query i, column j candidate j.
+        scores: [P, P], row i query i, column j candidate j; in double precision, or equal features are no ties.
         k: how many candidates are looked at.
     """
     own = np.diag(scores)[:, None]
@@ -53,6 +54,8 @@ def recall_at(scores: NDArray[np.float32], k: int) -> float:
     return float(np.mean(np.clip((k - better) / np.maximum(tied, 1), 0, 1)))
 
 
-def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    scaled: NDArray[np.float32] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+def _unit(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Rows of length 1, in double precision: in single, products of equal rows differ by more than a tie allows."""
+    rows = x.astype(np.float64)
+    scaled: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return scaled

@@ -62,7 +62,7 @@ class FineTuning:
         matrix_rate: peak learning rate of Muon for the matrices of the blocks of an encoder that begins at random.
         kept_rate: the same where it is pretrained: at the other rate it forgets.
         decoder_first: share of the steps in which the encoder stays as it is (sawtooth, METHODS 4.1).
-        weight_decay: of matrices and kernels.
+        weight_decay: of all parameters, norms and biases too.
         precision: bf16 autocasts the forward pass, in testing, too; auto: where the device has units for it. The
             convolutions at full resolution take half the time in bf16 also on a CPU with AVX-512 alone.
     """

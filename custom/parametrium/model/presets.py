@@ -64,7 +64,7 @@ def architecture(config: ModelConfig) -> Architecture:
     named = ("width", "depth", "heads", "mlp_width", "decoder_width", "decoder_depth")
     chosen = {name: value for name in named if (value := getattr(config, name)) is not None}
     if "decoder_width" in chosen and chosen["decoder_width"] % PRESETS[config.preset].decoder_heads:
-        chosen["decoder_heads"] = max(h for h in range(1, 17) if chosen["decoder_width"] % h == 0)
+        chosen["decoder_heads"] = _heads(chosen["decoder_width"])
     result = replace(PRESETS[config.preset], patch=config.patch, reach_mm=config.reach_mm, **chosen)
     if result.width % result.heads:
         raise ConfigError(
@@ -72,3 +72,8 @@ def architecture(config: ModelConfig) -> Architecture:
             f"job.model.width ({result.width}) must be divisible by job.model.heads ({result.heads})",
         )
     return result
+
+
+def _heads(width: int) -> int:
+    """Of the numbers of heads that divide a width, the one that leaves them nearest to the presets' 32 channels."""
+    return min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(width / h - 32))

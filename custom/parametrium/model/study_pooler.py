@@ -56,7 +56,7 @@ class StudyPooler(nn.Module):
             modality: [P, N] index; where not given, modalities are not told apart.
             days: [P, N] days since the patient's own reference date; where not given, days do not count.
         """
-        keys = self.key(features)
+        keys = self.key(features.masked_fill(~present[..., None], 0.0))  # what stands there may not be finite
         if self.modality_key is not None and modality is not None:
             keys = keys + self.modality_key(modality)
         if self.days_key is not None and days is not None:

@@ -32,7 +32,7 @@ from parametrium.objectives.isotropy import (
 from parametrium.objectives.text import TextContrastive
 from parametrium.report.scene import Scene
 
-Matrix = NDArray[np.float32]
+Matrix = NDArray[np.floating[Any]]
 
 LINES = 24
 """Lines of the isotropy that are drawn."""
@@ -48,7 +48,7 @@ def draw_contrast(scene: Scene, path: Path) -> bool:
         return False
     found = compared_features(scene.model, standardised(scene.features, scene.features))
     first, second = (np.stack([found[patient, modality] for patient in chosen]) for modality in pair)
-    _draw(path, first @ second.T, scene, chosen, pair)
+    _draw(path, first.astype(np.float64) @ second.astype(np.float64).T, scene, chosen, pair)  # so that ties are ties
     return True
 
 
@@ -66,7 +66,7 @@ def draw_text_contrast(scene: Scene, path: Path) -> bool:
     device = next(objective.parameters()).device
     seen = torch.from_numpy(np.stack([scene.features[patient, modality] for patient in chosen])).to(device)
     read = torch.from_numpy(np.stack([texts[patient] for patient in chosen])).to(device)
-    cosines = objective.project(seen) @ objective.project_text(read).T
+    cosines = objective.project(seen).double() @ objective.project_text(read).double().T
     _draw(path, cosines.cpu().numpy(), scene, chosen, (modality, "text"))
     return True
 

@@ -1,5 +1,6 @@
 """The attention rollout of one scan, prepared as the run's cohort was, over the scan as a whole."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,13 +62,12 @@ def draw_volume_rollout(
         progress: called with crops done and crops in all.
 
     Raises:
-        ConfigError: PM103 for a modality that is not the job's, or a target that is no PNG.
+        ConfigError: PM103 for a modality that is not the job's, or a target that is no PNG or cannot be written.
         CohortError: PM203 when the scan cannot be used; the message says why.
         FederationError: PM503 when the folder holds no run, or no finished one and ``rounds`` is not given.
         TrainingError: PM403, PM401 when the checkpoint is absent, damaged or of another model.
     """
-    if target.suffix.lower() != ".png":
-        raise ConfigError(Code.CONFIG_INVALID_VALUE, f"--out: must end in .png, got {target.suffix or 'no suffix'!r}")
+    _require_place(target)
     job = _job(run)
     modality = _modality(modality, job)
     number, tensors = _tensors(run, rounds)
@@ -88,11 +88,27 @@ def draw_volume_rollout(
     )
     i, j, k = (round(float(x)) for x in np.argwhere(prepared.body).mean(0))
     title = f"After {number} rounds"
-    target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # one that was there may be readable by others
     target.touch(mode=0o600)
     draw_items(target, [Item(title, panels, (i, j, k))], job.preparation.spacing_mm, 1, _DPI)
     return VolumeRollout(modality, number, found.numbers)
+
+
+def _require_place(target: Path) -> None:
+    """Asked before the work and not after it."""
+    if target.suffix.lower() != ".png":
+        raise ConfigError(Code.CONFIG_INVALID_VALUE, f"--out: must end in .png, got {target.suffix or 'no suffix'!r}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        possible = os.access(target.parent, os.W_OK) and not target.is_dir()
+    except OSError:
+        possible = False
+    if not possible:
+        raise ConfigError(
+            Code.CONFIG_INVALID_VALUE,
+            "--out: no picture can be written there; name a file in a folder that is yours",
+            site_detail=str(target),
+        )
 
 
 def _job(run: Path) -> JobConfig:

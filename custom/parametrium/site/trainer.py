@@ -139,9 +139,9 @@ class SiteTrainer:
         asked = next((config for config in self.job.objectives if isinstance(config, TextContrastiveConfig)), None)
         if asked is None or self.site.text is None:
             return
-        variables, channels = self.job.clinical, asked.channels
-        self.training = list(with_texts(self.training, variables, self.site.text, channels))
-        self.held_out = list(with_texts(self.held_out, variables, self.site.text, channels))
+        patients = [*self.training, *self.held_out]
+        told, training = with_texts(patients, self.job.clinical, self.site.text, asked.channels), len(self.training)
+        self.training, self.held_out = list(told[:training]), list(told[training:])
 
     def _leave_templates(self) -> None:
         """Templates that the policy keeps from this site's patients stay as received, and are not sent."""

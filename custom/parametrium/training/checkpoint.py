@@ -69,6 +69,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[s
 
 def find_checkpoint(folder: Path) -> Path | None:
     """Where the checkpoint of that name lies now: under its name, or aside when a crash cut its replacement short."""
+    folder = folder.absolute()  # "." has no name to step aside under
     return next((path for path in (folder, _retired(folder)) if path.is_dir()), None)
 
 

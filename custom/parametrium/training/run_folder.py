@@ -106,10 +106,21 @@ class RunFolder:
             )
 
     def create(self) -> None:
-        """Makes a new run folder; raises as ``require_new``."""
+        """Makes a new run folder.
+
+        Raises:
+            FederationError: PM503 when it holds a run, or cannot be made.
+        """
         self.require_new()
-        for part in ("checkpoints", "tensorboard", "sites"):
-            (self.path / part).mkdir(parents=True, exist_ok=True)
+        try:
+            for part in ("checkpoints", "tensorboard", "sites"):
+                (self.path / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FederationError(
+                Code.RUN_INVALID,
+                "the run folder cannot be made there; name one in a folder that is yours",
+                site_detail=f"{self.path}: {error}",
+            ) from error
         text = yaml.safe_dump(self.job.model_dump(mode="json"), sort_keys=False)
         _write(self.path / "job.yaml", text)
         _append(self.path / "contributions.csv", ",".join(COLUMNS) + "\n")

@@ -24,6 +24,11 @@ def made(folder: Path, job: JobConfig) -> Path:
     return save_start(folder, job, tensors, report)
 
 
+def described(job: JobConfig) -> dict[str, object]:
+    """What a run writes beside its model."""
+    return {"job": job.model_dump(mode="json"), "preparation": job.preparation.model_dump(mode="json")}
+
+
 def test_without_a_start_the_job_begins_with_its_own_values(make_job: MakeJob) -> None:
     start = open_start(make_job(), None)
     assert start.digest is None
@@ -59,6 +64,32 @@ def test_a_finished_run_of_the_same_model_is_a_start(tmp_path: Path, make_job: M
     run.finish(1, ["a"])
     start = open_start(make_job(), tmp_path / "run")
     assert all(torch.equal(start.tensors[name], last[name]) for name in last)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": {"reach_mm": None}}, "model.reach_mm"),
+        ({"preparation": {"spacing_mm": [1.0, 1.0, 1.0]}}, "preparation.spacing_mm"),
+        ({"preparation": {"intensity": {"CT": {"kind": "foreground"}}}}, "intensity"),
+    ],
+)
+def test_a_start_that_fits_and_computes_something_else_is_refused_with_the_remedy(
+    tmp_path: Path, make_job: MakeJob, changes: dict[str, dict[str, object]], named: str
+) -> None:
+    sizes = {"patch": 4, "width": 24, "depth": 2, "heads": 2, "decoder_width": 24, "decoder_depth": 1}
+    other = make_job(**{**changes, "model": sizes | changes.get("model", {})})
+    folder = save_checkpoint(tmp_path / "run", initial_tensors(other), described(other))
+    with pytest.raises(TrainingError, match=f"PM403 .*{named}.*parametrium warm-start"):
+        open_start(make_job(), folder)
+    tensors, report = transfer(make_job(), Weights(*load_checkpoint(folder)))
+    assert open_start(make_job(), save_start(tmp_path / "start", make_job(), tensors, report)).digest
+
+
+def test_a_start_that_cannot_be_written_is_told_with_a_code(tmp_path: Path, make_job: MakeJob) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="PM403 the start cannot be written there"):
+        made(tmp_path / "file" / "start", make_job())
 
 
 def test_a_start_is_never_replaced(tmp_path: Path, make_job: MakeJob) -> None:

@@ -15,8 +15,9 @@ from parametrium.config import JobConfig, parse_job
 from parametrium.errors import ConfigError, TrainingError
 from parametrium.model.encoder import Encoder
 from parametrium.model.patch_embed import patchify
+from parametrium.model.position import grid_positions, position_code
 from parametrium.objectives.registry import PretrainingModel, build_model, initial_tensors
-from parametrium.training.warm_start.first_layer import kernel_of, split_positions
+from parametrium.training.warm_start.first_layer import kernel_of, split_positions, stream_scale
 from parametrium.training.warm_start.ledger import LoadReport
 from parametrium.training.warm_start.recognise import recognise
 from parametrium.training.warm_start.transfer import transfer
@@ -247,12 +248,35 @@ def test_a_code_one_longer_than_a_cube_holds_the_class_tokens_position() -> None
     patches, of_class = split_positions(recognise(source))
     assert patches is not None
     assert of_class is not None
-    assert torch.equal(torch.cat([of_class[None], patches]), source["pos_embed"][0])
+    assert len(of_class) == 1
+    assert torch.equal(torch.cat([of_class, patches]), source["pos_embed"][0])
     source["pos_embed"] = source["pos_embed"][:, 1:]
     patches, of_class = split_positions(recognise(source))
     assert patches is not None
     assert len(patches) == 64
     assert of_class is None
+
+
+def test_registers_may_have_positions_too(make_job: MakeJob) -> None:
+    source = timm_like()
+    before, _ = transfer(make_job(), Weights(source))
+    added = torch.full((1, 2, WIDTH), 0.25)
+    source["pos_embed"] = torch.cat([source["pos_embed"][:, :1], added, source["pos_embed"][:, 1:]], 1)
+    tensors, report = transfer(make_job(), Weights(source))
+    assert not any("no cube's" in note for note in report.notes)
+    scale = stream_scale(source["pos_embed"][0, 3:], position_code(grid_positions((16,) * 3, 4, (3.0,) * 3), WIDTH))
+    shift = tensors["encoder.extra_tokens"][1:3] - before["encoder.extra_tokens"][1:3]
+    assert torch.allclose(shift, scale * added[0], atol=1e-5)
+
+
+def test_where_no_grid_is_a_cube_timms_first_positions_are_those_of_extra_tokens(make_job: MakeJob) -> None:
+    source = timm_like()
+    source["pos_embed"] = torch.randn(1, 6 * 6 * 4 + 3, WIDTH)  # class token and two registers
+    patches, of_extras = split_positions(recognise(source))
+    assert patches is not None
+    assert of_extras is not None
+    assert (len(patches), len(of_extras)) == (144, 3)
+    assert any("147 positions are no cube's" in note for note in transfer(make_job(), Weights(source))[1].notes)
 
 
 def test_a_code_one_longer_than_a_cube_is_all_of_patches_where_there_is_no_class_token() -> None:
@@ -296,6 +320,38 @@ def test_a_named_channel_becomes_its_modalitys_first_layer_and_the_mean_that_of_
     with torch.no_grad():
         found = filled(make_job(), tensors).encoder.patch_embed(patchify(volumes, 4), torch.tensor([2, 2]))
         assert relative(found, vit.patch_embedding(stacked)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("channels", "says"),
+    [(["T1", "T1", "PET"], "T1 is named more than once"), (["t1", "FLAIR", "PET"], "'t1' is T1 in the job")],
+)
+def test_a_channel_is_named_once_and_as_the_job_does(make_job: MakeJob, channels: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=f"PM103 --channels: {says}"):
+        transfer(make_job(), Weights(dict(monai_vit(channels=3).state_dict())), channels=channels)
+
+
+def test_channels_that_the_job_does_not_have_are_told(make_job: MakeJob) -> None:
+    weights = Weights(dict(monai_vit(channels=3).state_dict()))
+    _, report = transfer(make_job(), weights, channels=["T1", "FLAIR", "PET"])
+    assert [note for note in report.notes if note.startswith("channels")] == [
+        "channels that are no modality of the job, and of use in means alone: FLAIR"
+    ]
+
+
+@pytest.mark.parametrize(("options", "named"), [({"channels": ["CT"]}, "--channels"), ({"prefix": "x."}, "--prefix")])
+def test_options_that_a_checkpoint_of_this_package_does_not_need_are_refused(
+    make_job: MakeJob, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"PM103 {named}: the source is a checkpoint of this package"):
+        transfer(make_job(), Weights(initial_tensors(make_job())), **options)
+
+
+def test_a_linear_embedding_that_may_have_several_channels_is_told(make_job: MakeJob) -> None:
+    """8 channels of 4^3 are as many inputs as one of 8^3."""
+    vit = monai_vit(channels=8, proj_type="perceptron", pos_embed_type="none")
+    _, report = transfer(make_job(), Weights(dict(vit.state_dict())))
+    assert any("fits 1 of 8^3 or 8 of 4^3" in note for note in report.notes)
 
 
 def test_channels_must_be_named_one_by_one(make_job: MakeJob) -> None:
@@ -348,6 +404,18 @@ def test_a_block_that_lacks_a_part_is_refused(make_job: MakeJob) -> None:
     del source["blocks.1.mlp.linear1.weight"]
     with pytest.raises(TrainingError, match=r"PM403 .* nothing for encoder\.blocks\.1\.mlp\.0"):
         transfer(make_job(), Weights(source))
+    for n in range(DEPTH):  # the first part of a block is no more than the others
+        source = {name: t for name, t in monai_vit().state_dict().items() if f"blocks.{n}.norm1" not in name}
+        with pytest.raises(TrainingError, match=rf"PM403 .* nothing for encoder\.blocks\.{n}\.attention_norm"):
+            transfer(make_job(), Weights(source))
+
+
+def test_whole_numbers_are_no_weights(make_job: MakeJob) -> None:
+    source = {name: t.to(torch.int8) for name, t in monai_vit().state_dict().items()}
+    with pytest.raises(TrainingError, match="PM403 0 vision transformers"):
+        transfer(make_job(), Weights(source))
+    source = {**monai_vit().state_dict(), "batches": torch.tensor(3)}
+    assert "batches" in transfer(make_job(), Weights(source))[1].left
 
 
 def test_no_encoder_or_two_are_refused_and_a_prefix_chooses(make_job: MakeJob) -> None:

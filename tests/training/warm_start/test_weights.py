@@ -15,7 +15,7 @@ from torch import nn
 from parametrium.errors import FederationError, TrainingError
 from parametrium.training.checkpoint import save_checkpoint
 from parametrium.training.warm_start import weights
-from parametrium.training.warm_start.weights import WRAPPERS, read_weights
+from parametrium.training.warm_start.weights import read_weights
 
 STATE = {"blocks.0.norm1.weight": torch.arange(4.0), "norm.bias": torch.randn(2, 3)}
 
@@ -47,10 +47,59 @@ def test_a_state_dict_that_torch_saved_is_read(tmp_path: Path, suffix: str) -> N
     assert same(read_weights(tmp_path / f"model{suffix}").tensors)
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "network_weights", "teacher", "anything"])
 def test_a_state_dict_is_found_where_programs_keep_it(tmp_path: Path, wrapper: str) -> None:
     torch.save({"epoch": 3, wrapper: STATE, "optimizer": {"lr": 0.1}}, tmp_path / "model.pt")
     assert same(read_weights(tmp_path / "model.pt").tensors)
+
+
+def test_of_several_models_the_name_of_each_stands_before_its_tensors(tmp_path: Path) -> None:
+    saved = {"epoch": torch.tensor(3), "models": {"student": {"a": torch.ones(1)}, "teacher": {"a": torch.zeros(1)}}}
+    torch.save(saved, tmp_path / "model.pt")
+    found = read_weights(tmp_path / "model.pt").tensors
+    assert set(found) == {"epoch", "models.student.a", "models.teacher.a"}
+    assert found["models.teacher.a"] == 0
+    torch.save({"models": saved["models"]}, tmp_path / "model.pt")
+    assert set(read_weights(tmp_path / "model.pt").tensors) == {"student.a", "teacher.a"}
+
+
+def test_a_container_that_holds_itself_is_looked_into_once(tmp_path: Path) -> None:
+    ring: dict[str, object] = dict(STATE)
+    ring |= {f"again {n}": ring for n in range(100)}
+    torch.save(ring, tmp_path / "model.pt")
+    assert same(read_weights(tmp_path / "model.pt").tensors)
+
+
+def test_parameters_are_read_as_numbers(tmp_path: Path) -> None:
+    torch.save(dict(nn.Linear(2, 2).named_parameters()), tmp_path / "model.pt")
+    assert not any(t.requires_grad for t in read_weights(tmp_path / "model.pt").tensors.values())
+
+
+class Balloon:
+    """A few bytes from which torch's restricted reader would make as many as they say."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return self.kind, (2**40,)
+
+
+@pytest.mark.parametrize("kind", [bytearray, torch.FloatTensor, torch.UntypedStorage])
+def test_what_would_fill_the_memory_is_refused_before_it_does(tmp_path: Path, kind: type) -> None:
+    torch.save({"state_dict": STATE, "x": Balloon(kind)}, tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", "asks for more than the tensors that it holds")
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(2, dtype=torch.complex64), torch.ones(2).to(torch.float8_e5m2)])
+def test_numbers_that_no_encoder_has_are_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({**STATE, "x": tensor}, tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", "other numbers than float|asks for more")
+
+
+def test_a_tensor_without_numbers_is_refused(tmp_path: Path) -> None:
+    torch.save({**STATE, "x": torch.ones(2, device="meta")}, tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", "asks for more")
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

@@ -44,8 +44,9 @@ def take_first_layer(ledger: Ledger, found: Found, job: JobConfig, channels: Seq
     kernel = kernel_of(found.tensors[name], channels)
     width = architecture(job.model).width
     ledger.require("width", len(kernel), width)
+    _tell_guesses(ledger, found, channels)
     own = position_code(grid_positions(job.crop, job.model.patch, job.preparation.spacing_mm), width)
-    positions, of_class = split_positions(found)
+    positions, of_extras = split_positions(found)
     scale = stream_scale(positions, own)
     for modality in job.modalities:
         _put_kernel(ledger, found, kernel, modality, channels, scale, job.model.patch)
@@ -55,7 +56,7 @@ def take_first_layer(ledger: Ledger, found: Found, job: JobConfig, channels: Seq
             how = "the mean of the source's positions less that of ours"
             sources = [found.full(found.format.positions)]
             ledger.put(f"encoder.modality_token.of.{modality}.vector", vector, "adapted", sources, how)
-    _put_extra_tokens(ledger, found, of_class, scale)
+    _put_extra_tokens(ledger, found, of_extras, scale)
     return scale
 
 
@@ -68,15 +69,14 @@ def kernel_of(weight: Tensor, channels: Sequence[str] = ()) -> Tensor:
     """
     if weight.ndim == 2:
         width, inputs = weight.shape
-        cubes = {number: round((inputs / number) ** (1 / 3)) for number in range(1, MOST_CHANNELS + 1)}
-        fitting = [number for number, edge in cubes.items() if edge**3 * number == inputs]
+        fitting = _cubes(inputs)
         if not fitting:
             raise TrainingError(
                 Code.CHECKPOINT_INVALID,
                 f"the source's linear patch embedding has {inputs} inputs, which is no number of channels times a cube",
             )
-        number = len(channels) if len(channels) in fitting else fitting[0]
-        weight = weight.reshape(width, *[cubes[number]] * 3, number).movedim(-1, 1)
+        number = len(channels) if len(channels) in fitting else min(fitting)
+        weight = weight.reshape(width, *[fitting[number]] * 3, number).movedim(-1, 1)
     if weight.ndim != 5:
         raise TrainingError(
             Code.CHECKPOINT_INVALID,
@@ -91,17 +91,23 @@ def kernel_of(weight: Tensor, channels: Sequence[str] = ()) -> Tensor:
 
 
 def split_positions(found: Found) -> tuple[Tensor | None, Tensor | None]:
-    """The source's position code of patches [L, C] and that of its class token [C], each where there is one.
+    """The source's position code of patches [L, C] and that of its extra tokens [E, C], each where there is one.
 
-    One position more than a cube has, beside a class token, is the class token's. A code that is zero is none.
+    Positions beyond those of a cube, beside a class token, are its own and those of the registers. Where no number of
+    extra tokens leaves a cube, the format says whether they have positions. A code that is zero is none.
     """
     positions = found.tensors.get(found.format.positions)
     if positions is None or not positions.any():
         return None, None
     rows = positions.reshape(-1, positions.shape[-1])
-    if found.format.class_token in found.tensors and _is_cube(len(rows) - 1) and not _is_cube(len(rows)):
-        return rows[1:], rows[0]
-    return rows, None
+    extras = len(_extra_tokens(found))
+    if not extras or _is_cube(len(rows)):
+        return rows, None
+    fitting = [number for number in (1, extras) if _is_cube(len(rows) - number)]
+    if not fitting and not found.format.extras_first:
+        return rows, None
+    number = fitting[0] if fitting else extras
+    return rows[number:], rows[:number]
 
 
 def stream_scale(positions: Tensor | None, own: Tensor) -> float:
@@ -154,17 +160,49 @@ def _put_bias(ledger: Ledger, found: Found, target: str, scale: float) -> None:
         ledger.put(target, found.tensors[name] * scale, "adapted", [found.full(name)], f"times {scale:.3g}")
 
 
-def _put_extra_tokens(ledger: Ledger, found: Found, of_class: Tensor | None, scale: float) -> None:
-    """The class token, with its position where it has one, and registers; the others stay fresh."""
-    table = found.format
-    if table.class_token not in found.tensors:
+def _put_extra_tokens(ledger: Ledger, found: Found, positions: Tensor | None, scale: float) -> None:
+    """The class token and registers, the first of them with their positions [E, C]; the others stay fresh."""
+    rows, table = _extra_tokens(found), found.format
+    if not len(rows):
         return
     names = [name for name in (table.class_token, *table.registers) if name in found.tensors]
-    rows = torch.cat([found.tensors[name].reshape(-1, found.tensors[name].shape[-1]) for name in names])
-    if of_class is not None:
-        rows[0] += of_class
+    if positions is not None:
+        rows[: len(positions)] += positions
         names.append(table.positions)
     put_extra_tokens(ledger, scale * rows, [found.full(name) for name in names])
+
+
+def _extra_tokens(found: Found) -> Tensor:
+    """[E, C] the class token and the registers; none without a class token."""
+    table = found.format
+    if table.class_token not in found.tensors:
+        return torch.empty(0, 0)
+    given = [found.tensors[name] for name in (table.class_token, *table.registers) if name in found.tensors]
+    return torch.cat([tokens.reshape(-1, tokens.shape[-1]) for tokens in given]).clone()
+
+
+def _tell_guesses(ledger: Ledger, found: Found, channels: Sequence[str]) -> None:
+    """What the shapes leave open, and how they were read."""
+    weight = found.tensors[_kernel_name(found)]
+    fitting = _cubes(weight.shape[1]) if weight.ndim == 2 and not channels else {}
+    if len(fitting) > 1:
+        ways = " or ".join(f"{number} of {edge}^3" for number, edge in fitting.items())
+        ledger.note(
+            f"the linear patch embedding fits {ways} (channels of voxels); the first was taken: where it was another, "
+            "name the channels by --channels"
+        )
+    positions, of_extras = split_positions(found)
+    if positions is not None and of_extras is not None and not _is_cube(len(positions)):
+        ledger.note(
+            f"{len(positions) + len(of_extras)} positions are no cube's: the first {len(of_extras)} were taken for "
+            "those of the class token and the registers"
+        )
+
+
+def _cubes(inputs: int) -> dict[int, int]:
+    """Numbers of channels to the edge of a cube, of which so many inputs may be made."""
+    edges = {number: round((inputs / number) ** (1 / 3)) for number in range(1, MOST_CHANNELS + 1)}
+    return {number: edge for number, edge in edges.items() if edge**3 * number == inputs}
 
 
 def _is_cube(number: int) -> bool:

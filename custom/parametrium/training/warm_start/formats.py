@@ -34,6 +34,8 @@ class Format(NamedTuple):
         class_token: [1, 1, C].
         registers: [1, R, C], any of them.
         optional: modules of ours that a source may lack.
+        extras_first: whether the position code of a grid that is no cube is taken to begin with those of class token
+            and registers.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Format(NamedTuple):
     class_token: str
     registers: tuple[str, ...] = ()
     optional: frozenset[str] = frozenset()
+    extras_first: bool = False
 
 
 def _one(*modules: str) -> Alternatives:
@@ -94,6 +97,7 @@ TIMM = Format(
     class_token="cls_token",  # noqa: S106 - a tensor's name
     registers=("reg_token", "register_tokens"),
     optional=frozenset({"attention.query_norm", "attention.key_norm", "attention_scale", "mlp_scale"}),
+    extras_first=True,
 )
 
 FORMATS = (MONAI, TIMM)

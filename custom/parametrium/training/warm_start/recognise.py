@@ -67,8 +67,13 @@ def recognise(source: Mapping[str, Tensor], prefix: str | None = None) -> Found:
         )
     format_, found = places[0]
     tensors = {name.removeprefix(found): t for name, t in source.items() if name.startswith(found)}
-    norm = format_.block["attention_norm"][0][0].module
+    return Found(format_, found, tensors, _depth(format_, tensors))
+
+
+def _depth(format_: Format, tensors: Mapping[str, Tensor]) -> int:
+    """Blocks of which any part is there: one that lacks another is damaged, and no end of the encoder."""
+    modules = [piece.module for rows in format_.block.values() for pieces in rows for piece in pieces]
     depth = 0
-    while f"{norm.format(n=depth)}.weight" in tensors:
+    while any(f"{module.format(n=depth)}.weight" in tensors for module in modules):
         depth += 1
-    return Found(format_, found, tensors, depth)
+    return depth

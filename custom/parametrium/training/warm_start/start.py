@@ -1,7 +1,8 @@
 """The checkpoint that a run starts from: written by ``warm-start``, or any checkpoint of the same model."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from parametrium.objectives.registry import initial_tensors
 from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
 from parametrium.training.run_folder import final_checkpoint
 from parametrium.training.warm_start.ledger import LoadReport
+
+_REMEDY = "parametrium warm-start SOURCE JOB.yaml --out FOLDER"
 
 
 class Start(NamedTuple):
@@ -34,8 +37,8 @@ def open_start(job: JobConfig, folder: Path | None) -> Start:
         folder: a checkpoint, or a run folder whose last checkpoint is taken; None: start afresh.
 
     Raises:
-        TrainingError: PM403 when the checkpoint is damaged, not finite, or of another model than the job's, or when
-            there is none and the job needs one.
+        TrainingError: PM403 when the checkpoint is damaged, not finite, of another model than the job's or trained on
+            volumes that were prepared otherwise, or when there is none and the job needs one.
         FederationError: PM503 when the folder holds a run without a checkpoint.
     """
     fresh = initial_tensors(job)
@@ -54,7 +57,15 @@ def open_start(job: JobConfig, folder: Path | None) -> Start:
         raise TrainingError(
             Code.CHECKPOINT_INVALID,
             f"the start has {len(tensors)} tensors, this job's model {len(fresh)}, {len(fitting)} fit; "
-            "make a start for this job with: parametrium warm-start SOURCE JOB.yaml --out FOLDER",
+            f"make a start for this job with: {_REMEDY}",
+            site_detail=str(folder),
+        )
+    others = _differences(job, meta)
+    if others:
+        raise TrainingError(
+            Code.CHECKPOINT_INVALID,
+            f"the start was trained with another {', '.join(others)} than the job's; its tensors fit and would compute "
+            f"something else. Change the job, or make a start of it that says so: {_REMEDY}",
             site_detail=str(folder),
         )
     broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
@@ -65,11 +76,24 @@ def open_start(job: JobConfig, folder: Path | None) -> Start:
     return Start({name: tensors[name].to(fresh[name].dtype) for name in fresh}, str(meta["sha256"]))
 
 
+def _differences(job: JobConfig, meta: Mapping[str, Any]) -> list[str]:
+    """Settings that no tensor shows and that differ from those which the checkpoint says it was trained with."""
+    theirs, preparation = (meta.get("job") or {}).get("model"), meta.get("preparation")
+    if theirs is None or preparation is None:
+        return []
+    ours = job.preparation.model_dump(mode="json")
+    same = {
+        "model.reach_mm": theirs.get("reach_mm") == job.model.reach_mm,
+        **{f"preparation.{name}": preparation.get(name) == value for name, value in ours.items()},
+    }
+    return [name for name, equal in same.items() if not equal]
+
+
 def save_start(folder: Path, job: JobConfig, tensors: dict[str, Tensor], report: LoadReport) -> Path:
     """Writes a checkpoint that ``open_start`` reads.
 
     Raises:
-        TrainingError: PM403 when the folder is there already: a start is never replaced.
+        TrainingError: PM403 when the folder is there already, as a start is never replaced, or cannot be written.
     """
     if folder.exists():
         raise TrainingError(
@@ -81,4 +105,11 @@ def save_start(folder: Path, job: JobConfig, tensors: dict[str, Tensor], report:
         "job": job.model_dump(mode="json"),
         "warm_start": report.as_json(),
     }
-    return save_checkpoint(folder, tensors, meta)
+    try:
+        return save_checkpoint(folder, tensors, meta)
+    except OSError as error:
+        raise TrainingError(
+            Code.CHECKPOINT_INVALID,
+            "the start cannot be written there; name a folder in one that is yours",
+            site_detail=f"{folder}: {error}",
+        ) from error

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from parametrium.config import JobConfig
+from parametrium.errors import Code, ConfigError
 from parametrium.model.presets import PRESETS, architecture
 from parametrium.objectives.registry import initial_tensors
 from parametrium.training.warm_start.blocks import take_blocks
@@ -31,12 +32,15 @@ def transfer(
         All tensors of the job's model by name, and what became of every tensor.
 
     Raises:
-        ConfigError: PM103 for channels that are not the source's.
+        ConfigError: PM103 for channels that are not the source's, that are named twice, or that differ from one of the
+            job's modalities by spelling alone; for channels or a prefix where the source is of this package.
         TrainingError: PM401 when sizes differ that cannot be mapped; PM403 when no known encoder is found.
     """
     ledger = Ledger(initial_tensors(job), weights.tensors)
-    if OWN_ANCHOR in weights.tensors:
-        transfer_own(ledger, weights.tensors, job)
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if tensor.is_floating_point()}
+    if OWN_ANCHOR in tensors:
+        _refuse_options(channels, prefix)
+        transfer_own(ledger, tensors, job)
         spacing = ((weights.meta or {}).get("preparation") or {}).get("spacing_mm")
         if spacing is not None and list(spacing) != list(job.preparation.spacing_mm):
             ledger.note(f"the source's spacing is {list(spacing)} mm, the job's {list(job.preparation.spacing_mm)} mm")
@@ -45,11 +49,40 @@ def transfer(
             _tell_reach(ledger, source_job["model"].get("reach_mm"), job)
             _tell_windows(ledger, source_job["model"].get("preset", job.model.preset), job)
         return ledger.tensors, ledger.report("a checkpoint of this package")
-    found = recognise(weights.tensors, prefix)
+    _require_channels(channels, job)
+    found = recognise(tensors, prefix)
     scale = take_first_layer(ledger, found, job, channels)
     take_blocks(ledger, found, job, scale)
     _tell_differences(ledger, found, job)
+    _tell_channels(ledger, channels, job)
     return ledger.tensors, ledger.report(found.format.title)
+
+
+def _refuse_options(channels: Sequence[str], prefix: str | None) -> None:
+    given = [option for option, value in (("--channels", channels), ("--prefix", prefix)) if value]
+    if given:
+        raise ConfigError(
+            Code.CONFIG_INVALID_VALUE,
+            f"{' and '.join(given)}: the source is a checkpoint of this package, which names its own modalities; "
+            "leave it out",
+        )
+
+
+def _require_channels(channels: Sequence[str], job: JobConfig) -> None:
+    twice = sorted({name for name in channels if channels.count(name) > 1})
+    if twice:
+        raise ConfigError(Code.CONFIG_INVALID_VALUE, f"--channels: {', '.join(twice)} is named more than once")
+    spelled = {modality.lower(): modality for modality in job.modalities}
+    for name in channels:
+        meant = spelled.get(name.lower(), name)
+        if meant not in (name, *channels):
+            raise ConfigError(Code.CONFIG_INVALID_VALUE, f"--channels: {name!r} is {meant} in the job; write it so")
+
+
+def _tell_channels(ledger: Ledger, channels: Sequence[str], job: JobConfig) -> None:
+    unused = [name for name in channels if name not in job.modalities]
+    if unused:
+        ledger.note(f"channels that are no modality of the job, and of use in means alone: {', '.join(unused)}")
 
 
 def _tell_differences(ledger: Ledger, found: Found, job: JobConfig) -> None:

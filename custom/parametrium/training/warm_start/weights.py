@@ -6,8 +6,9 @@ containers and refuses every other name. Safetensors and this package's checkpoi
 """
 
 import math
+import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +27,18 @@ LARGEST_FILE = 16 * 2**30
 LARGEST_PROGRAM = 16 * 2**20
 """Bytes of the archive's pickled part, which holds names and shapes alone; that of a base model has 50 kB."""
 
+_PROGRAM = ".pkl"  # the pickled part of torch's archive
+
 SAVED_BY_TORCH = (".pt", ".pth", ".ckpt", ".bin")
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights", "net", "module", "teacher")
-"""Where training programs keep the state dict in what they save, in the order in which it is looked for."""
+DEEPEST = 8
+"""How far down in what a training program saved a state dict is looked for."""
+
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Kinds of weights that are read; whole numbers are passed over."""
+
+_ALLOCATORS = ("bytearray", "TypedStorage", "UntypedStorage", "_rebuild_meta_tensor_no_storage")
+"""What torch's restricted reader would build of any size, whatever the file holds; and classes of tensors."""
 
 
 class Weights(NamedTuple):
@@ -49,7 +58,7 @@ def read_weights(source: Path) -> Weights:
 
     Raises:
         TrainingError: PM403 when the source is absent, too large, of another kind, damaged, holds anything but tensors
-            in plain containers, or a tensor that is not finite.
+            in plain containers, or a tensor that is not finite or of other numbers than ``NUMBERS`` and whole ones.
         FederationError: PM503 when it is a run folder without a finished run.
     """
     if (source / "manifest.json").is_file():
@@ -105,32 +114,70 @@ def _check_archive(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+            _check_sizes(file, entries)
+            for entry in entries:
+                if entry.filename.endswith(_PROGRAM):
+                    _check_program(archive.read(entry), file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         message = "the file is no zip archive of torch's; save it again with torch 1.6 or later, best as safetensors"
         raise _refused(message, f"{file}: {error}") from error
+
+
+def _check_sizes(file: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise _refused("the archive is compressed, which torch never does", file)
-    programs = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
+    programs = [entry.file_size for entry in entries if entry.filename.endswith(_PROGRAM)]
     if sum(programs) > LARGEST_PROGRAM or sum(entry.file_size for entry in entries) > file.stat().st_size:
         raise _refused("the archive declares more than a state dict can have", file)
 
 
+def _check_program(program: bytes, file: Path) -> None:
+    """Refuses a pickle that names what a few bytes can make fill the memory; raises ValueError for no pickle."""
+    for code, argument, _ in pickletools.genops(program):
+        name = str(argument).rpartition(" ")[2]
+        if code.name == "GLOBAL" and (name in _ALLOCATORS or name.endswith("Tensor")):
+            raise _refused("the archive asks for more than the tensors that it holds", f"{file}: {name}")
+
+
 def _state_dict(document: object, file: Path) -> dict[str, Tensor]:
-    """The tensors of the innermost wrapper."""
-    for _ in range(len(WRAPPERS)):
-        if not isinstance(document, Mapping):
-            break
-        inner = next((document[name] for name in WRAPPERS if isinstance(document.get(name), Mapping)), None)
-        if inner is None:
-            return {name: t for name, t in document.items() if isinstance(name, str) and isinstance(t, Tensor)}
-        document = inner
-    raise _refused(f"no state dict was found, neither at the top nor under {', '.join(WRAPPERS)}", file)
+    """All tensors of what was saved, without the names that all of them lie under.
+
+    Where there are several models, a student and a teacher for instance, the name of each stands before its tensors.
+    """
+    found = _held(document)
+    if not found:
+        raise _refused("no state dict was found", file)
+    depth = 0
+    while len({path[depth] for path in found}) == 1 and all(len(path) > depth + 1 for path in found):
+        depth += 1
+    return {".".join(path[depth:]): tensor.detach() for path, tensor in found.items()}
+
+
+def _held(document: object) -> dict[tuple[str, ...], Tensor]:
+    """The tensors in containers with names, by the names on the way to them.
+
+    Each container is looked into once, by the shortest way: it may hold itself.
+    """
+    found: dict[tuple[str, ...], Tensor] = {}
+    waiting: list[tuple[tuple[str, ...], object]] = [((), document)]
+    seen: set[int] = set()
+    for path, value in waiting:
+        if isinstance(value, Mapping) and len(path) < DEEPEST and id(value) not in seen:
+            seen.add(id(value))
+            waiting += [((*path, name), inner) for name, inner in value.items() if isinstance(name, str)]
+        elif isinstance(value, Tensor) and path:
+            found[path] = value
+    return found
 
 
 def _require_numbers(tensors: Mapping[str, Tensor], source: Path) -> None:
     if not tensors:
         raise _refused("the source holds no tensor", source)
-    broken = [name for name, t in tensors.items() if t.is_floating_point() and not math.isfinite(t.double().sum())]
+    weights = [(name, t) for name, t in tensors.items() if t.is_floating_point() or t.is_complex()]
+    strange = [f"{name}: {t.dtype}" for name, t in weights if t.dtype not in NUMBERS]
+    if strange:
+        raise _refused(f"{len(strange)} tensors have other numbers than float of 16 to 64 bits", f"{source}: {strange}")
+    broken = [name for name, t in weights if not math.isfinite(t.double().sum())]
     if broken:
         raise _refused(f"{len(broken)} tensors are not finite", f"{source}: {', '.join(broken)}")
 

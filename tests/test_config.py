@@ -72,6 +72,84 @@ def test_a_wrong_job_is_refused_by_name(changes: dict[str, Any], parts: list[str
         assert part in message
 
 
+AGE = {"kind": "continuous", "name": "age", "unit": "years", "lower": 18.0, "upper": 100.0, "sigma": 10.0}
+
+
+def _begun(kind: str, **settings: Any) -> dict[str, Any]:
+    return {"objectives": [{"kind": "masked_reconstruction"}, {"kind": kind, **settings}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"modalities": ["CT"], **_begun("cross_modal_reconstruction")}, ["needs two modalities"]),
+        ({"modalities": ["CT"], **_begun("cross_modal_synthesis")}, ["cross_modal_synthesis", "two modalities"]),
+        ({"batch": {"patients": 1}, **_begun("isotropy")}, ["isotropy", "batch.patients must be at least 2"]),
+        ({"batch": {"patients": 1}, **_begun("global_local")}, ["global_local", "at least 2"]),
+        (_begun("soft_contrastive", patients=1), ["job.objectives.1.patients", "2"]),
+        ({"crop": [8, 8, 8]}, ["masked_reconstruction", "more than one"]),
+        ({"crop": [8, 8, 8], "objectives": [{"kind": "latent_prediction"}]}, ["latent_prediction", "more than one"]),
+        ({"rounds": 2, "local_steps": 4, **_begun("isotropy", start=0.99)}, ["isotropy", "no step in this run of 8"]),
+        (
+            {"rounds": 2, "local_steps": 4, "objectives": [
+                {"kind": "masked_reconstruction", "turns": 100}, {"kind": "isotropy"}]},
+            ["isotropy", "no step", "fewer turns"],
+        ),
+        (_begun("isotropy", start=0.5, ramp=0.6), ["start + ramp", "at most 1"]),
+        ({"preparation": {"intensity": {"ct": {"kind": "foreground"}}}}, ["preparation.intensity", "ct", "CT, T1"]),
+        (
+            {"preparation": {"intensity": {"CT": {
+                "kind": "window", "lower": 9.0, "upper": -9.0, "centre": 0.0, "scale": 1.0}}}},
+            ["lower (9) must be below upper (-9)"],
+        ),
+        (
+            {"preparation": {"intensity": {"CT": {"kind": "foreground", "percentiles": [99.5, 0.5]}}}},
+            ["job.preparation.intensity.CT", "percentile"],
+        ),
+        ({"preparation": {"spacing_mm": [1.0, 1.0, float("inf")]}}, ["job.preparation.spacing_mm.2", "finite"]),
+        ({"optimiser": {"learning_rate": float("inf")}}, ["job.optimiser.learning_rate", "finite"]),
+        ({"optimiser": {"betas": [0.9, 1.0]}}, ["job.optimiser.betas.1", "less than 1"]),
+        ({"clinical": [AGE | {"lower": 100.0, "upper": 18.0}]}, ["lower (100) must be below upper (18)"]),
+        ({"clinical": [AGE | {"lower": -5.0, "log": True}]}, ["lower must be above -1"]),
+        ({"clinical": [AGE | {"weight": 0.0}], **_begun("soft_contrastive")}, ["weight 0", "soft_contrastive"]),
+        (
+            {"rounds": 5, "evaluation": {"every": 1}, "stopping": {"after": 5, "held_out_loss": {}}},
+            ["stopping.after (5) must be below rounds (5)"],
+        ),
+        ({"objectives": [{"kind": "masked_reconstuction"}]}, ["did you mean 'masked_reconstruction'?"]),
+        ({"schedule": "cylic"}, ["job.schedule", "did you mean 'cyclic'?", "got 'cylic'"]),
+    ],
+)  # fmt: skip
+def test_what_could_never_train_or_says_two_things_is_refused(changes: dict[str, Any], parts: list[str]) -> None:
+    message = refusal(**changes)
+    assert message.startswith("PM103")
+    for part in parts:
+        assert part in message
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.5, 0.9])), min_size=1, max_size=4),
+    st.integers(1, 12),
+    st.sampled_from(["cyclic", "summed"]),
+)
+def test_an_objective_without_a_step_is_found_as_by_walking_through_the_run(
+    settings: list[tuple[int, float]], steps: int, schedule: str
+) -> None:
+    kinds = ("masked_reconstruction", "cross_modal_reconstruction", "box_localisation", "latent_prediction")
+    objectives = [{"kind": k, "turns": t, "start": s} for k, (t, s) in zip(kinds, settings, strict=False)]
+    objectives[0]["start"] = 0.0
+    seen = set()
+    for step in range(steps):
+        begun = [o for o in objectives if step >= o["start"] * steps]
+        cycle = [o["kind"] for o in begun for _ in range(o["turns"])]
+        seen |= set(cycle) if schedule == "summed" else {cycle[step % len(cycle)]}
+    changes = {"objectives": objectives, "rounds": 1, "local_steps": steps, "schedule": schedule}
+    if len(seen) == len(objectives):
+        assert parse_job({**MINIMAL, **changes}).total_steps == steps
+    else:
+        assert "no step in this run" in refusal(**changes)
+
+
 READER: dict[str, Any] = {"kind": "soft_contrastive"}
 
 
@@ -232,7 +310,41 @@ def test_a_wrong_defacing_is_refused_by_name(tmp_path: Path, defacing: dict[str,
     with pytest.raises(ConfigError) as caught:
         load_site(file)
     for part in parts:
-        assert part in str(caught.value)
+        assert part in f"{caught.value} {caught.value.site_detail}"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"defacing": {"command": "/opt/secret/deface {input} {output}"}},
+        {"defacing": {"when": "secret"}},
+        {"series_rules": [{"match": "Secret Hans (", "modality": "CT"}]},
+        {"series_rules": [{"match": "x", "modality": "secret-name"}]},
+        {"text": {"encoder": "/home/secret/enc.py:f"}},
+        {"/srv/secret/scans": "x"},
+        {"policy": {"secret": 3, "objectives": ["secret"]}},
+        {"site": "Secret Clinic"},
+        {"device": "secret"},
+    ],
+)
+def test_what_a_site_wrote_is_for_its_own_eyes(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """The public text of a wrong site config reaches the server, as that of every error."""
+    file = tmp_path / "site.yaml"
+    file.write_text(yaml.safe_dump({"site": "a", "cohort": "c", "cache": "k", "state": "s"} | wrong))
+    with pytest.raises(ConfigError) as caught:
+        load_site(file)
+    assert "secret" not in str(caught.value).lower()
+    assert "secret" in caught.value.site_detail.lower()
+
+
+def test_folders_begin_at_home_or_are_refused_where_they_are_empty(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    places = {"site": "a", "cohort": "c", "cache": "k", "state": "~/state"}
+    file.write_text(yaml.safe_dump(places))
+    assert load_site(file).state == str(Path.home() / "state")
+    file.write_text(yaml.safe_dump(places | {"state": ""}))
+    with pytest.raises(ConfigError, match=r"PM103 site\.state"):
+        load_site(file)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.stem)

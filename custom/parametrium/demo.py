@@ -5,10 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from parametrium.cohort.phantom import write_phantom
 from parametrium.config import SiteConfig, load_job, load_site
+from parametrium.config.plain import write_plain
 from parametrium.errors import Code, FederationError
 from parametrium.federation.simulate import simulate
 from parametrium.report.comparison import comparisons
@@ -112,7 +111,7 @@ def _hospital(folder: Path, file: Path, name: str) -> tuple[SiteConfig, Path]:
     site = load_site(file).model_copy(update={"site": name, **places})
     home.mkdir(parents=True)
     placed = home / "site.yaml"
-    placed.write_text(yaml.safe_dump(site.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    placed.write_text(write_plain(site.model_dump(mode="json")), encoding="utf-8")
     return site, placed
 
 

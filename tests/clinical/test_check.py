@@ -13,7 +13,7 @@ from parametrium.clinical.problem import ClinicalProblem
 from parametrium.clinical.schema import encode
 from parametrium.cohort.table import read_table
 from parametrium.config import ContinuousVariable, NominalVariable
-from parametrium.config.job import FigoVariable
+from parametrium.config.clinical import FigoVariable
 
 AGE = ContinuousVariable(name="age", unit="years", lower=18.0, upper=100.0, sigma=10.0)
 VOLUME = ContinuousVariable(name="volume", unit="ml", lower=0.0, upper=300.0, sigma=1.0, log=True)

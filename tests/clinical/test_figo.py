@@ -13,7 +13,7 @@ from parametrium.clinical.problem import ClinicalProblem
 from parametrium.clinical.schema import encode
 from parametrium.cohort.table import read_table
 from parametrium.config import parse_job
-from parametrium.config.job import FIGO_LEVELS, FigoVariable
+from parametrium.config.clinical import FIGO_LEVELS, FigoVariable
 
 BOTH = {
     "I": ("I", "IA", "IA1", "IA2"),

@@ -11,7 +11,7 @@ from parametrium.clinical.problem import ClinicalProblem
 from parametrium.clinical.reading import MISSING, Reading, reader_of
 from parametrium.clinical.schema import encode
 from parametrium.config import ContinuousVariable, NominalVariable, OrdinalVariable, parse_job
-from parametrium.config.job import MISSING_WORDS, ClinicalVariable
+from parametrium.config.clinical import MISSING_WORDS, ClinicalVariable
 from parametrium.errors import ConfigError
 
 AGE = ContinuousVariable(name="age", unit="years", lower=18.0, upper=100.0, sigma=10.0)

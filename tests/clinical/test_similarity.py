@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parametrium.clinical.schema import encode
 from parametrium.clinical.similarity import expected_similarity, gower
 from parametrium.config import ContinuousVariable, NominalVariable, OrdinalVariable
-from parametrium.config.job import FIGO_LEVELS, FigoVariable
+from parametrium.config.clinical import FIGO_LEVELS, FigoVariable
 
 AGE = ContinuousVariable(name="age", unit="years", lower=18.0, upper=100.0, sigma=10.0)
 STAGE = OrdinalVariable(name="stage", levels=("I", "II", "III"), weight=2.0)

@@ -420,6 +420,24 @@ def test_a_local_run_whose_round_has_nothing_to_train_on_stops_and_says_so(
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["rounds_done"] == 1
 
 
+def test_a_round_that_trained_in_fewer_steps_than_the_policy_permits_is_not_sent(
+    good_site: SiteConfig, small_job: MakeJob, tmp_path: Path
+) -> None:
+    """The job asks for four steps, of which one alone finds something: its update would be one gradient."""
+    objectives = [{"kind": "masked_reconstruction"}, {"kind": "text_contrastive", "turns": 3}]
+    job = small_job(objectives=objectives, rounds=1, local_steps=4)
+    kinds = ("masked_reconstruction", "text_contrastive")
+    for permitted, sent in ((1, True), (2, False)):
+        policy = PolicyConfig(minimum_patients=1, minimum_local_steps=permitted, objectives=kinds)
+        trainer = SiteTrainer(job, good_site.model_copy(update={"policy": policy}), "r", tmp_path / str(permitted))
+        trainer.open()
+        update = trainer.train(0, initial_tensors(job))
+        trainer.close()
+        assert update.idle is not sent
+        assert set(update.steps.values()) == ({1} if sent else set())
+        assert (update.scalars == {}) is not sent
+
+
 def test_a_rule_ends_a_local_run_and_its_best_round_is_measured_in_full(
     good_site: SiteConfig, small_job: MakeJob, tmp_path: Path
 ) -> None:

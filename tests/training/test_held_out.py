@@ -17,7 +17,7 @@ SETS = [["CT", "T1"]] * 5
 
 
 def job_of(make_job: MakeJob, **changes: object) -> JobConfig:
-    late = [{"kind": kind, "start": 0.9 if kind == "soft_contrastive" else 0.0} for kind in KINDS]
+    late = [{"kind": kind, "start": 0.5 if kind == "soft_contrastive" else 0.0} for kind in KINDS]
     return make_job(**{"objectives": late, "precision": "fp32", **changes})
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from parametrium.clinical.figo import read_stage
 from parametrium.clinical.problem import ClinicalProblem
 from parametrium.config import ClinicalVariable, ContinuousVariable
-from parametrium.config.job import FigoVariable, fold
+from parametrium.config.clinical import FigoVariable, fold
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)

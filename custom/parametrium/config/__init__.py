@@ -4,22 +4,24 @@ Both are frozen and strict. An unknown key is refused with its nearest match; ev
 what is allowed and what came. A job holds no path (it travels to every site); a site config never travels.
 """
 
+from parametrium.config.clinical import (
+    ClinicalVariable,
+    ContinuousVariable,
+    FigoVariable,
+    NominalVariable,
+    OrdinalVariable,
+)
 from parametrium.config.job import (
     VOCABULARY,
     AggregationConfig,
     BatchConfig,
-    ClinicalVariable,
-    ContinuousVariable,
     EvaluationConfig,
-    FigoVariable,
     ForegroundRule,
     IntensityRule,
     JobConfig,
     LogRule,
     ModelConfig,
-    NominalVariable,
     OptimiserConfig,
-    OrdinalVariable,
     PreparationConfig,
     RiseRule,
     StoppingConfig,

@@ -1,10 +1,12 @@
 """What a job may say: the same for every site, and without any path."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from parametrium.config.clinical import ClinicalVariable
 from parametrium.config.objectives import ObjectiveConfig
 from parametrium.config.values import Count, Extent, Fraction, Modality, Name, Positive, Strict, VariableName
 
@@ -24,6 +26,12 @@ class WindowRule(Strict):
     """Subtracted after clipping."""
     scale: Positive
     """Divided by after centring."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lower >= self.upper:
+            raise ValueError(f"lower ({self.lower:g}) must be below upper ({self.upper:g})")
+        return self
 
     @property
     def bound(self) -> float:
@@ -56,6 +64,13 @@ class ForegroundRule(Strict):
     """Lower and upper percentile of the foreground (METHODS 8.1)."""
     limit: Positive = 5.0
     """Bound of the z-score."""
+
+    @field_validator("percentiles")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 100:
+            raise ValueError("the lower percentile comes first, and both lie between 0 and 100")
+        return value
 
     @property
     def bound(self) -> float:
@@ -94,7 +109,7 @@ class ModelConfig(Strict):
     """Channels of the reconstruction decoders; None keeps the preset's."""
     decoder_depth: Count | None = None
     """Blocks of the reconstruction decoders; None keeps the preset's."""
-    reach_mm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 16.0
+    reach_mm: Positive | None = 16.0
     """How far the encoder's first attention head looks; each further head looks twice as far. None: heads know nothing
     of distance, as those of weights from elsewhere."""
     template: Extent = (24, 24, 24)
@@ -102,108 +117,7 @@ class ModelConfig(Strict):
     where an objective fills from them."""
 
 
-FIGO_LEVELS = ("I", "IB", "IIA", "IIB", "III", "IV")
-"""The coarse scale of cervical cancer stages that both FIGO editions map to (METHODS 3.2, clinical/figo.py)."""
-
-MISSING_WORDS = ("na", "nan", "null", "unknown", "unk", "missing", "not available", "not known", "not recorded")
-"""Cells that mean missing, compared without capitals and punctuation: ``N/A`` is ``na``."""
-
-
-class _Variable(Strict):
-    name: VariableName
-    """Column of clinical.csv."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight in the Gower similarity. With 0 the variable is no part of it, nor of a row in words: only so can a probe
-    tell what was learned from scans (METHODS 3.3)."""
-    missing: tuple[str, ...] | None = None
-    """Words that mean missing; None takes the usual ones (na, nan, null, unknown, ...). A cell of question marks,
-    dashes, dots or brackets only always does, where it is no level or synonym."""
-
-    @property
-    def missing_words(self) -> tuple[str, ...]:
-        """``missing``, or the usual words."""
-        return MISSING_WORDS if self.missing is None else self.missing
-
-
-class ContinuousVariable(_Variable):
-    """A number with unit and bounds; similarity exp(-(difference)^2 / (2 sigma^2))."""
-
-    kind: Literal["continuous"] = "continuous"
-    unit: Annotated[str, Field(max_length=20)]
-    """Unit, for people; one that begins with "year" also reads the de-identified age 90+ as 90."""
-    lower: float
-    """Smallest plausible value."""
-    upper: float
-    """Largest plausible value."""
-    sigma: Positive
-    """Width of the similarity kernel, in the unit, or in log units when log is true. A public constant."""
-    log: bool = False
-    """Compare log(1 + value) instead of value."""
-
-
-def fold(word: str) -> str:
-    """A word as it is compared: without outer blanks and capitals, inner blanks single."""
-    return " ".join(word.split()).casefold()
-
-
-class _Levels(_Variable):
-    levels: Annotated[tuple[str, ...], Field(min_length=2)]
-    """All levels; those of an ordinal variable from lowest to highest."""
-    synonyms: dict[str, str] = Field(default_factory=dict)
-    """From what hospitals write to a level; compared, as levels are, without outer blanks and capitals."""
-
-    @model_validator(mode="after")
-    def _unambiguous(self) -> Self:
-        if len({fold(level) for level in self.levels}) != len(self.levels):
-            raise ValueError("levels must differ by more than capitals and outer blanks")
-        meant = {fold(level): level for level in self.levels}
-        for word, level in self.synonyms.items():
-            if level not in self.levels:
-                raise ValueError(
-                    f"synonyms: {word!r} must point to one of the levels {list(self.levels)}, not {level!r}"
-                )
-            if not fold(word):
-                raise ValueError("synonyms: an empty cell is missing and cannot be a synonym")
-            if meant.setdefault(fold(word), level) != level:
-                raise ValueError(f"synonyms: {word!r} is ambiguous: {meant[fold(word)]!r} or {level!r}")
-        return self
-
-    @property
-    def words(self) -> dict[str, str]:
-        """Every folded word that is read, levels and synonyms, with its level."""
-        return {fold(word): level for word, level in ({level: level for level in self.levels} | self.synonyms).items()}
-
-
-class OrdinalVariable(_Levels):
-    """Ordered levels; similarity 1 - |rank difference| / (levels - 1)."""
-
-    kind: Literal["ordinal"] = "ordinal"
-
-
-class NominalVariable(_Levels):
-    """Unordered levels; similarity 1 when equal."""
-
-    kind: Literal["nominal"] = "nominal"
-
-
-class FigoVariable(_Variable):
-    """FIGO stage of cervical cancer in any usual spelling, on one coarse scale; similarity as of ordinal variables."""
-
-    kind: Literal["figo"] = "figo"
-    edition: Literal[2009, 2018] = 2018
-    """Edition of stages that name none themselves."""
-    edition_column: VariableName | None = None
-    """Column of clinical.csv with the edition of each row; empty cells take ``edition``."""
-
-    @property
-    def levels(self) -> tuple[str, ...]:
-        """The coarse scale."""
-        return FIGO_LEVELS
-
-
-ClinicalVariable = Annotated[
-    ContinuousVariable | OrdinalVariable | NominalVariable | FigoVariable, Field(discriminator="kind")
-]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BatchConfig(Strict):
@@ -226,7 +140,7 @@ class OptimiserConfig(Strict):
     """Peak learning rate of AdamW, which trains all but the blocks' matrices."""
     matrix_learning_rate: Positive | None = 0.02
     """Peak learning rate of Muon, which trains the matrices of transformer blocks; None: AdamW trains them, too."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay of the first and second moments."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Decoupled weight decay of matrices; vectors, embeddings and tokens have none."""
@@ -300,6 +214,16 @@ class StoppingConfig(Strict):
     """Measurements before so many rounds are not judged: the first ones say little."""
 
 
+_FILLED_FROM_ANOTHER = ("cross_modal_reconstruction", "cross_modal_synthesis")
+_COMPARE_PATIENTS = ("soft_contrastive", "text_contrastive", "modality_contrastive", "global_local", "isotropy")
+_HIDE_PATCHES = (
+    "masked_reconstruction",
+    "cross_modal_reconstruction",
+    "template_reconstruction",
+    "latent_prediction",
+)
+
+
 class JobConfig(Strict):
     """What is learned: the same for every site, and without any path."""
 
@@ -352,6 +276,11 @@ class JobConfig(Strict):
                     f"modality {modality} is not in the vocabulary ({', '.join(VOCABULARY)}); "
                     f"give it a rule in preparation.intensity.{modality}"
                 )
+        unused = sorted(self.preparation.intensity.keys() - set(self.modalities))
+        if unused:
+            raise ValueError(
+                f"preparation.intensity: {', '.join(unused)} is none of the modalities ({', '.join(self.modalities)})"
+            )
         if any(extent % self.model.patch for extent in self.crop):
             raise ValueError(f"crop {list(self.crop)} must be a multiple of model.patch ({self.model.patch})")
         kinds = [objective.kind for objective in self.objectives]
@@ -366,6 +295,8 @@ class JobConfig(Strict):
             self._synthesis_fits()
         if all(objective.start > 0 for objective in self.objectives):
             raise ValueError("objectives: at least one must have start 0")
+        self._each_can_train(kinds)
+        self._each_has_a_turn(kinds)
         names = [variable.name for variable in self.clinical]
         if len(set(names)) != len(names):
             raise ValueError("clinical: each name may be listed once")
@@ -376,12 +307,66 @@ class JobConfig(Strict):
             raise ValueError(
                 "evaluation.missing: template needs the objective template_reconstruction, which trains them"
             )
+        weighed = not names or any(variable.weight > 0 for variable in self.clinical)
+        readers = [objective.kind for objective in self.objectives if objective.reads_clinical]
+        if readers and not weighed:
+            raise ValueError(
+                f"clinical: all variables have weight 0, and {readers[0]} compares patients by them; give one of them "
+                "weight, or the objective softness 0"
+            )
         if self.stopping.background or self.stopping.held_out_loss:
+            if self.stopping.after >= self.rounds:
+                raise ValueError(
+                    f"stopping.after ({self.stopping.after}) must be below rounds ({self.rounds}), or nothing is judged"
+                )
             if not self.evaluation.every:
                 raise ValueError("stopping needs evaluation.every: with 0 nothing is measured before the last round")
             if self.stopping.background and not self.evaluation.monitors:
                 raise ValueError("stopping.background needs evaluation.monitors: true")
         return self
+
+    def _each_can_train(self, kinds: Sequence[str]) -> None:
+        """What no site's scans could ever be used for."""
+        for kind in kinds:
+            if kind in _FILLED_FROM_ANOTHER and len(self.modalities) < 2:
+                raise ValueError(f"objectives: {kind} needs two modalities; the job has {self.modalities[0]} alone")
+            if kind in _COMPARE_PATIENTS and self._compared(kind) < 2:
+                raise ValueError(f"objectives: {kind} compares patients; batch.patients must be at least 2")
+            if kind in _HIDE_PATCHES and all(extent == self.model.patch for extent in self.crop):
+                raise ValueError(
+                    f"objectives: {kind} hides patches of a crop, which must have more than one; crop is "
+                    f"{list(self.crop)}, model.patch {self.model.patch}"
+                )
+
+    def _compared(self, kind: str) -> int:
+        objective = next(objective for objective in self.objectives if objective.kind == kind)
+        own: int | None = getattr(objective, "patients", None)
+        return self.batch.patients if own is None else own
+
+    def _each_has_a_turn(self, kinds: Sequence[str]) -> None:
+        """Of the steps after each beginning, a cycle's worth tells all."""
+        cycle = sum(objective.turns for objective in self.objectives)
+        begins = {math.ceil(objective.start * self.total_steps) for objective in self.objectives}
+        steps = (step for begin in begins for step in range(begin, min(begin + cycle, self.total_steps)))
+        trained = {objective.kind for step in steps for objective in self.objectives_at(step)}
+        idle = [kind for kind in kinds if kind not in trained]
+        if idle:
+            raise ValueError(
+                f"objectives: {', '.join(idle)} has no step in this run of {self.total_steps}; let it start earlier, "
+                "give the others fewer turns, or the run more rounds"
+            )
+
+    def objectives_at(self, step: int) -> tuple[ObjectiveConfig, ...]:
+        """cyclic: one objective a mini-batch, in turn (METHODS 0, S2); summed: all of them that have begun."""
+        begun = tuple(objective for objective in self.objectives if step >= objective.start * self.total_steps)
+        if self.schedule == "summed":
+            return begun
+        turn = step % sum(objective.turns for objective in begun)
+        for objective in begun:
+            turn -= objective.turns
+            if turn < 0:
+                return (objective,)
+        raise AssertionError("a turn lies within its cycle")
 
     def _synthesis_fits(self) -> None:
         if self.model.patch & (self.model.patch - 1):

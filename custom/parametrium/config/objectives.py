@@ -1,12 +1,13 @@
 """What a job says of each pretext task. A new one is a class here, and one in the room of objectives."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from parametrium.config.values import Count, Fraction, Positive, Strict
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Compared = Annotated[int, Field(ge=2)]
 
 
 class _Objective(Strict):
@@ -16,8 +17,14 @@ class _Objective(Strict):
     """Share of the run's steps after which this objective begins; at least one objective begins at 0."""
     ramp: Fraction = 0.0
     """Share of the run's steps over which the weight rises linearly to its value, from where the objective begins."""
-    turns: Count = 1
+    turns: Annotated[int, Field(ge=1, le=1000)] = 1
     """cyclic schedule: mini-batches of this objective in each cycle."""
+
+    @model_validator(mode="after")
+    def _rises_within_the_run(self) -> Self:
+        if self.start + self.ramp > 1 + 1e-9:
+            raise ValueError(f"start + ramp must be at most 1, or the weight never reaches {self.weight:g}")
+        return self
 
     @property
     def reads_clinical(self) -> bool:
@@ -78,7 +85,7 @@ class SoftContrastiveConfig(_Objective):
     its own, which needs fewer patients at once. weighted_negatives: InfoNCE in which similar patients count less."""
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the patches that the encoder does not see."""
-    patients: Count | None = None
+    patients: Compared | None = None
     """Patients in a mini-batch, each a negative of all others; None takes batch.patients."""
     crops: Count = 4
     """Crops of a volume that make one view of the patient: one crop tells more of the place than of the patient."""
@@ -107,7 +114,7 @@ class TextContrastiveConfig(_Objective):
     """Channels of the text encoder, the same at every site."""
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the patches that the encoder does not see."""
-    patients: Count | None = None
+    patients: Compared | None = None
     """Patients in a mini-batch; None takes batch.patients."""
     crops: Count = 4
     """Crops of a volume that make one view of the patient."""
@@ -130,7 +137,7 @@ class ModalityContrastiveConfig(_Objective):
     kind: Literal["modality_contrastive"] = "modality_contrastive"
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of the patches of each view that are filled."""
-    patients: Count | None = None
+    patients: Compared | None = None
     """Patients in a mini-batch, each a negative of all others; None takes batch.patients."""
     softness: Fraction = 0.0
     """alpha: share of the target that goes to clinically similar patients; 0, as in BrainMVP, is InfoNCE."""

@@ -5,21 +5,23 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from parametrium.config.job import JobConfig
+from parametrium.config.plain import read_plain
 from parametrium.config.site import SiteConfig
 from parametrium.config.values import Strict
 from parametrium.errors import Code, ConfigError
 
 _FILE = r"\.(nii|gz|csv|ya?ml|dcm|pt)$"
 _LOOKS_LIKE_PATH = re.compile(rf"[/\\~]|^\.|{_FILE}", re.IGNORECASE)
-# Of levels and synonyms, which hospitals write with a slash (T1b/2, y/n): absolute, from home, a drive, a URL, hidden.
+# Of levels, synonyms and words for missing, which hospitals write with a slash (T1b/2, y/n, N/A): absolute, from home,
+# a drive, a URL, hidden.
 _WORD_IS_PATH = re.compile(rf"^\s*[/~]|\\|://|^\s*[A-Za-z]:([/\\]|\s*$)|(^\s*|/)\.|{_FILE}", re.IGNORECASE)
-_WORD = re.compile(r"^job\.clinical\.\d+\.(levels|synonyms)\.")
+_WORD = re.compile(r"^job\.clinical\.\d+\.(levels|synonyms|missing)\.")
 
 _Config = TypeVar("_Config", bound=Strict)
 
@@ -47,14 +49,15 @@ def parse_job(data: object) -> JobConfig:
 
 
 def load_site(path: Path) -> SiteConfig:
-    """Reads a site YAML; its folders become absolute, relative ones counted from the file's own folder.
+    """Reads a site YAML; its folders become absolute, relative ones counted from the file's own folder, ~ from home.
 
     Raises:
         ConfigError: PM101 unreadable, PM102 unknown key, PM103 invalid value.
     """
     site = _parse(SiteConfig, _read_yaml(path), "site")
     here = path.resolve().parent
-    return site.model_copy(update={key: str(here / getattr(site, key)) for key in ("cohort", "cache", "state")})
+    folders = {key: Path(getattr(site, key)).expanduser() for key in ("cohort", "cache", "state")}
+    return site.model_copy(update={key: str(here / folder) for key, folder in folders.items()})
 
 
 def job_schema() -> dict[str, Any]:
@@ -69,7 +72,7 @@ def site_schema() -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> object:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_plain(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(Code.CONFIG_UNREADABLE, "the config file is not there", site_detail=str(path)) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -93,7 +96,9 @@ def _parse(model: type[_Config], data: object, root: str) -> _Config:
         problems = [_describe(model, problem, root) for problem in causes]
         unknown = any(problem["type"] == "extra_forbidden" for problem in causes)
         code = Code.CONFIG_UNKNOWN_KEY if unknown else Code.CONFIG_INVALID_VALUE
-        raise ConfigError(code, "; ".join(problems)) from None
+        # A site's own values may be paths or names of people, and this text may reach the server.
+        public, whole = ("; ".join(problem.text(shown) for problem in problems) for shown in (root == "job", True))
+        raise ConfigError(code, public, site_detail="" if public == whole else whole) from None
 
 
 def _holds_another(problem: Any, problems: Sequence[Any]) -> bool:
@@ -102,21 +107,53 @@ def _holds_another(problem: Any, problems: Sequence[Any]) -> bool:
     return any(other is not problem and other["loc"][: len(place)] == place for other in problems)
 
 
-def _describe(model: type[BaseModel], problem: Any, root: str) -> str:
-    """One sentence for one pydantic error: the key's full name, the allowed, the received."""
+class _Problem(NamedTuple):
+    """What is wrong with one key, in parts of which two show what was written.
+
+    Attributes:
+        place: the full name of what holds the key.
+        key: its own name.
+        is_known: whether the key's name is one of ours.
+        message: what is wrong, and what is allowed.
+        received: what came; empty where it says nothing.
+    """
+
+    place: str
+    key: str
+    is_known: bool
+    message: str
+    received: str = ""
+
+    def text(self, shown: bool) -> str:
+        """One sentence; with what was written, or without."""
+        name = ".".join(filter(None, [self.place, self.key if shown or self.is_known else "<key>"]))
+        return f"{name}{self.message}{self.received if shown else ''}"
+
+
+def _describe(model: type[BaseModel], problem: Any, root: str) -> _Problem:
+    """One pydantic error: the key's full name, the allowed, the received."""
     keys, owner = _resolve(model, problem["loc"])
-    name = ".".join([root, *keys])
-    if problem["type"] == "extra_forbidden":
+    *above, key = [root, *keys]
+    place, kind = ".".join(above), problem["type"]
+    if kind == "extra_forbidden":
         fields = sorted(owner.model_fields)
         near = difflib.get_close_matches(keys[-1], fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(fields)}"
-        return f"{name} is not a known key; {hint}"
+        return _Problem(place, key, False, f" is not a known key; {hint}")
+    if kind == "missing":
+        return _Problem(place, key, True, " is missing")
     message = problem["msg"].removeprefix("Value error, ")
     received = problem.get("input")
+    if kind == "union_tag_invalid":  # of which the message holds what came
+        received, allowed = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+        message = f"kind must be one of {allowed.replace(chr(39), '')}"
+        problem = {"ctx": {"expected": allowed}}
+    near = difflib.get_close_matches(
+        str(received), re.findall("'([^']*)'", problem.get("ctx", {}).get("expected", "")), 1
+    )
+    message += f"; did you mean {near[0]!r}?" if near else ""
     shown = f", got {received!r}" if isinstance(received, str | int | float | bool | None) else ""
-    if problem["type"] == "missing":
-        return f"{name} is missing"
-    return f"{name}: {message[0].lower()}{message[1:]}{shown}"
+    return _Problem(place, key, True, f": {message[0].lower()}{message[1:]}", shown)
 
 
 def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:

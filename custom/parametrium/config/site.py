@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 from parametrium.config.objectives import ObjectiveKind
 from parametrium.config.values import Count, Modality, Name, Strict, VariableName
 
+Folder = Annotated[str, Field(min_length=1)]
+
 
 class PolicyConfig(Strict):
     """What the hospital permits. A job asks, this decides, the stricter wins."""
@@ -18,7 +20,10 @@ class PolicyConfig(Strict):
     """With fewer training patients of a modality this site neither trains nor sends that modality's template: it is an
     image, and the fewer patients it is learned from, the more it shows of each (METHODS 8.5)."""
     minimum_local_steps: Count = 4
-    """A job with fewer local steps is refused: single-step updates can be inverted (METHODS 10)."""
+    """A job with fewer local steps is refused, and nothing is sent of a round in which fewer steps found something to
+    train on: single-step updates can be inverted (METHODS 10)."""
+    minimum_batch_patients: Count = 2
+    """A job with fewer patients in a mini-batch is refused, for the same reason."""
     maximum_rounds: Count = 1000
     """A job with more rounds is refused."""
     objectives: tuple[ObjectiveKind, ...] = ("masked_reconstruction", "cross_modal_reconstruction", "soft_contrastive")
@@ -90,14 +95,14 @@ class SiteConfig(Strict):
 
     site: Name
     """The site's name in the federation (its FLARE client name)."""
-    cohort: str
+    cohort: Folder
     """Folder with cohort.csv; relative to this file."""
-    cache: str
+    cache: Folder
     """Folder for prepared volumes; relative to this file."""
-    state: str
+    state: Folder
     """Folder for the trainer's own state (optimiser, logs, pictures, their page), kept between jobs; relative to this
     file."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
     """auto takes the GPU where there is one."""
     threads: Count = 1
     """CPU threads of the trainer."""

@@ -14,6 +14,8 @@ Extent = tuple[Count, Count, Count]
 
 
 class Strict(BaseModel):
-    """Frozen; refuses unknown keys, and never takes a string for a number."""
+    """Frozen; refuses unknown keys and numbers without end, and never takes a string for a number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

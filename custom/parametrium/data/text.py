@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from parametrium.clinical.reading import missing_test
 from parametrium.clinical.schema import encode
 from parametrium.config import ClinicalVariable, TextConfig
-from parametrium.config.job import MISSING_WORDS
+from parametrium.config.clinical import MISSING_WORDS
 from parametrium.data.cache import PreparedPatient
 from parametrium.errors import Code, DataError
 

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from parametrium.config import JobConfig, load_job
+from parametrium.config.plain import write_plain
 from parametrium.federation.payload import TASKS
 from parametrium.federation.place import JOB_FILE
+from parametrium.model.presets import architecture
 
 FORMAT = {"format_version": 2, "task_data_filters": [], "task_result_filters": [], "components": []}
 
@@ -19,7 +19,11 @@ def export_job(job: JobConfig, folder: Path) -> Path:
 
     Returns:
         The job folder.
+
+    Raises:
+        ConfigError: PM103 when there is no model of such sizes.
     """
+    architecture(job.model)
     target = folder / job.name
     shutil.rmtree(target, ignore_errors=True)
     config = target / "app" / "config"
@@ -41,7 +45,7 @@ def export_job(job: JobConfig, folder: Path) -> Path:
     _write_json(target / "meta.json", meta)
     _write_json(config / "config_fed_server.json", server)
     _write_json(config / "config_fed_client.json", client)
-    text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+    text = write_plain(job.model_dump(mode="json"))
     (config / JOB_FILE).write_text(text, encoding="utf-8")
     return target
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from parametrium.config import load_site
+from parametrium.config.plain import write_plain
 from parametrium.federation.place import SERVER_FILE, SITE_FILE
 
 PACKAGE = "parametrium."
@@ -34,7 +33,7 @@ def equip_site(kit: Path, site: Path) -> None:
     config = load_site(site)
     _write(local / "resources.json", json.dumps(site_resources(_provisioned(local)), indent=2))
     _write(local / "authorization.json", json.dumps(authorization(), indent=2))
-    _write(local / SITE_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    _write(local / SITE_FILE, write_plain(config.model_dump(mode="json")))
 
 
 def equip_server(kit: Path, runs: Path, storage: Path, starts: Path | None = None) -> None:
@@ -50,7 +49,7 @@ def equip_server(kit: Path, runs: Path, storage: Path, starts: Path | None = Non
     _write(local / "resources.json", json.dumps(server_resources(_provisioned(local), storage.resolve()), indent=2))
     _write(local / "authorization.json", json.dumps(authorization(), indent=2))
     folders = {"runs": runs} if starts is None else {"runs": runs, "starts": starts}
-    _write(local / SERVER_FILE, yaml.safe_dump({key: str(folder.resolve()) for key, folder in folders.items()}))
+    _write(local / SERVER_FILE, write_plain({key: str(folder.resolve()) for key, folder in folders.items()}))
 
 
 def site_resources(existing: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -13,9 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
-
 from parametrium.config import JobConfig, load_site
+from parametrium.config.plain import write_plain
 from parametrium.errors import Code, FederationError
 from parametrium.federation.job_folder import export_job
 from parametrium.federation.kit import site_resources
@@ -88,7 +87,7 @@ def _place_sites(files: list[Path], out: Path) -> list[str]:
         names.append(site.site)
         place = out / "sites" / site.site
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (place / "site.yaml").write_text(yaml.safe_dump(site.model_dump(mode="json")), encoding="utf-8")
+        (place / "site.yaml").write_text(write_plain(site.model_dump(mode="json")), encoding="utf-8")
     return names
 
 

@@ -1,19 +1,10 @@
-"""Which objectives a step trains, and with what weight."""
+"""What a step wants to read, and with what weight its objectives count."""
 
 import math
 
 from parametrium.config import JobConfig, ObjectiveConfig
 from parametrium.data.batch import CropRequest
 from parametrium.objectives.registry import PretrainingModel
-
-
-def objectives_at(step: int, job: JobConfig) -> tuple[ObjectiveConfig, ...]:
-    """cyclic: one objective a mini-batch, in turn (METHODS 0, S2); summed: all of them that have begun."""
-    begun = tuple(objective for objective in job.objectives if step >= objective.start * job.total_steps)
-    if job.schedule == "summed":
-        return begun
-    cycle = [objective for objective in begun for _ in range(objective.turns)]
-    return (cycle[step % len(cycle)],)
 
 
 def weight_at(step: int, objective: ObjectiveConfig, job: JobConfig) -> float:
@@ -42,7 +33,7 @@ class CropPlan:
     def __call__(self, step: int) -> tuple[CropRequest, ...]:
         """Requests of that step, one a layout."""
         joined: dict[str, CropRequest] = {}
-        for config in objectives_at(step, self.job):
+        for config in self.job.objectives_at(step):
             new = self.requests[config.kind]
             old = joined.get(new.layout, new)
             joined[new.layout] = CropRequest(new.layout, *(max(pair) for pair in zip(old[1:], new[1:], strict=True)))

@@ -16,6 +16,8 @@ def check_job(job: JobConfig, policy: PolicyConfig) -> None:
         raise _refused("rounds", f"at most {policy.maximum_rounds}", job.rounds)
     if job.local_steps < policy.minimum_local_steps:
         raise _refused("local_steps", f"at least {policy.minimum_local_steps}", job.local_steps)
+    if job.batch.patients < policy.minimum_batch_patients:
+        raise _refused("batch.patients", f"at least {policy.minimum_batch_patients}", job.batch.patients)
     for objective in job.objectives:
         if objective.kind not in policy.objectives:
             raise _refused("objectives", f"only {', '.join(policy.objectives)}", objective.kind)
@@ -33,6 +35,16 @@ def check_patients(patients: int, policy: PolicyConfig) -> None:
             f"the site has fewer training patients than its policy's minimum_patients ({policy.minimum_patients})",
             site_detail=f"{patients} training patients",
         )
+
+
+def enough_steps(steps: Mapping[str, int], policy: PolicyConfig) -> bool:
+    """Whether a round's update may be sent: a job may ask for many steps of which few find something to train on.
+
+    Args:
+        steps: optimiser steps by tensor that they moved.
+        policy: the site's.
+    """
+    return max(steps.values(), default=0) >= policy.minimum_local_steps
 
 
 def templates_to_leave(patients: Mapping[str, int], policy: PolicyConfig) -> list[str]:

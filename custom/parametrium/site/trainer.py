@@ -21,12 +21,12 @@ from parametrium.errors import Code, TrainingError, public_text
 from parametrium.evaluation.measure import measure_features, measure_reconstruction
 from parametrium.evaluation.monitors import measure_monitors
 from parametrium.objectives.schedule import CropPlan
-from parametrium.privacy.policy import check_job, check_patients, templates_to_leave
+from parametrium.privacy.policy import check_job, check_patients, enough_steps, templates_to_leave
 from parametrium.site.moments import Moments
 from parametrium.training.held_out import HeldOutLoss
 from parametrium.training.round import set_tensors, train_round
 from parametrium.training.step import new_state
-from parametrium.training.update import Update
+from parametrium.training.update import Update, nothing
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,8 @@ class SiteTrainer:
     def train(self, number: int, tensors: Mapping[str, Tensor]) -> Update:
         """Trains one round from the given global weights; the same again when the server asks for it again.
 
+        What fewer steps trained than the site's policy permits stays here, and the round is idle.
+
         Raises:
             TrainingError: PM401 or PM402 as in ``train_round`` and ``set_tensors``; PM403 when the moments that
                 an earlier process saved are damaged.
@@ -107,7 +109,7 @@ class SiteTrainer:
         update = train_round(self.state, self.loader, self.job, self.site.site, number)
         self.moments.end(number)
         self._log(update.scalars, number)
-        return update
+        return update if enough_steps(update.steps, self.site.policy) else nothing(self.site.site, number)
 
     def evaluate(self, number: int, tensors: Mapping[str, Tensor], final: bool) -> dict[str, float]:
         """Measures the given global weights on held-out patients; the features only at the end of the run."""

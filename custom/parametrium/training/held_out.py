@@ -10,7 +10,7 @@ from parametrium.config import JobConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.data.loader import CropLoader
 from parametrium.objectives.registry import PretrainingModel
-from parametrium.objectives.schedule import CropPlan, objectives_at
+from parametrium.objectives.schedule import CropPlan
 from parametrium.training.step import TrainState, autocast, step_generator
 
 FEWEST_BATCHES = 4
@@ -55,7 +55,7 @@ class HeldOutLoss:
         state.model.eval()
         for step in range(self.batches):
             batches = self.loader[step]
-            for config in objectives_at(step, self.job):
+            for config in self.job.objectives_at(step):
                 objective = state.model.objective(config.kind)
                 layout = objective.request(1, 1).layout
                 if layout not in batches:

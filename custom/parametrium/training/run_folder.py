@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from parametrium.config import JobConfig, parse_job
+from parametrium.config.plain import write_plain
 from parametrium.errors import Code, FederationError, ParametriumError, public_text
 from parametrium.model.modality import Owner
 from parametrium.monitor.stopping import Verdict, judged, measurements
@@ -43,7 +44,7 @@ from parametrium.training.checkpoint import (
 from parametrium.training.update import Update
 
 Status = Literal["accepted", "unused", "idle", "rejected", "missing"]
-IDLE = "no objective of this round found anything to train on"
+IDLE = "no objective of this round found anything to train on, or in too few steps for the site's policy"
 IDLE_REMEDY = "give the job an objective for these modalities, fewer turns, or more local_steps"
 TOO_FEW = "fewer than minimum_sites trained in this round: the model stayed as it was"
 COLUMNS = ("round", "site", "status", "reason", "samples", "tensors", "norm")
@@ -121,7 +122,7 @@ class RunFolder:
                 "the run folder cannot be made there; name one in a folder that is yours",
                 site_detail=f"{self.path}: {error}",
             ) from error
-        text = yaml.safe_dump(self.job.model_dump(mode="json"), sort_keys=False)
+        text = write_plain(self.job.model_dump(mode="json"))
         _write(self.path / "job.yaml", text)
         _append(self.path / "contributions.csv", ",".join(COLUMNS) + "\n")
 

@@ -13,7 +13,7 @@ from parametrium.errors import Code, TrainingError
 from parametrium.model.modality import Owner, tensor_owners
 from parametrium.objectives.objective import Outcome
 from parametrium.objectives.registry import PretrainingModel, build_model
-from parametrium.objectives.schedule import objectives_at, weight_at
+from parametrium.objectives.schedule import weight_at
 from parametrium.training.optim import Optimiser, build_optimiser, learning_rate, set_learning_rate
 
 
@@ -87,7 +87,7 @@ def train_step(state: TrainState, batches: Batches, job: JobConfig, site: str) -
     report = StepReport()
     state.model.train()
     state.optimiser.zero_grad()
-    for config in objectives_at(state.step, job):
+    for config in job.objectives_at(state.step):
         objective = state.model.objective(config.kind)
         layout = objective.request(1, 1).layout
         if layout not in batches:

@@ -47,6 +47,11 @@ class Update:
         return math.sqrt(sum(float(t.double().square().sum()) for t in self.tensors.values()))
 
 
+def nothing(site: str, number: int) -> Update:
+    """The idle update of a site."""
+    return Update(site, number, tensors={}, contributions={}, steps={}, samples=0, scalars={})
+
+
 def check_update(
     update: Update, model: Mapping[str, Tensor], *, round_number: int, max_norm: float | None = None
 ) -> None:

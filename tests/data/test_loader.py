@@ -178,6 +178,7 @@ def test_every_patient_comes_once_before_any_comes_again(total: int, count: int,
             "seed": seed,
             "modalities": ["CT"],
             "crop": [8, 8, 8],
+            "model": {"patch": 4},
             "objectives": [{"kind": "masked_reconstruction"}],
             "clinical": [
                 {"kind": "continuous", "name": "age", "unit": "years", "lower": 18.0, "upper": 100.0, "sigma": 10.0}

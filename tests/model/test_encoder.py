@@ -82,5 +82,5 @@ def test_presets_have_the_sizes_they_are_named_for() -> None:
 def test_no_batch_norm_and_no_buffers_anywhere(make_job: Callable[..., JobConfig]) -> None:
     from parametrium.objectives.registry import OBJECTIVES, build_model
 
-    model = build_model(make_job(objectives=[{"kind": kind} for kind in OBJECTIVES]))
+    model = build_model(make_job(objectives=[{"kind": kind} for kind in OBJECTIVES], rounds=3))
     assert not list(model.buffers())

@@ -63,7 +63,7 @@ def is_drawn(path: Path) -> bool:
 
 
 def test_every_picture_is_drawn(make_job: MakeJob, tmp_path: Path) -> None:
-    wanted = make_job(objectives=ALL, evaluation={"crops": 2})
+    wanted = make_job(objectives=ALL, rounds=3, evaluation={"crops": 2})
     model = build_model(wanted)
     model.objective("latent_prediction").begin_round(model.encoder, 0)  # from then on there is a teacher
     drawn = draw_pictures(model, told(memory_patients(SETS)), wanted, "alpha", tmp_path / "p")

@@ -15,6 +15,7 @@ from statistics import fmean
 
 import torch
 import yaml
+from starts import NEVER, with_starts
 
 from parametrium.cohort.manifest import read_cohort
 from parametrium.cohort.phantom import write_phantom
@@ -44,13 +45,13 @@ VARIANTS = (
 def job_with(seed: int, steps: int, **contrast: object) -> JobConfig:
     """The demo's job: reconstruction first, and the contrast alone when its settings are given."""
     data = yaml.safe_load(JOB.read_text(encoding="utf-8"))
-    late = 1 - 1e-9
     for objective in data["objectives"]:
-        is_contrast = objective["kind"] == "soft_contrastive"
-        objective["start"] = 0.0 if is_contrast == bool(contrast) else late
-        if is_contrast:
+        objective["start"] = 0.0
+        if objective["kind"] == "soft_contrastive":
             objective.update(contrast)
-    return parse_job({**data, "seed": seed, "rounds": 1, "local_steps": steps})
+    job = parse_job({**data, "seed": seed, "rounds": 1, "local_steps": steps})
+    others = (o.kind for o in job.objectives if (o.kind == "soft_contrastive") != bool(contrast))
+    return with_starts(job, dict.fromkeys(others, NEVER))
 
 
 def train(state: TrainState, job: JobConfig, patients: list[PreparedPatient], steps: int) -> tuple[float, float, float]:

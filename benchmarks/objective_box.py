@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from starts import NEVER, with_starts
 from torch import Tensor
 
 from parametrium.cohort.manifest import read_cohort
@@ -48,11 +49,10 @@ class Found(NamedTuple):
 
 def job_of(arguments: argparse.Namespace, *, before: bool = False) -> JobConfig:
     """At the size of the demonstration: box localisation alone, or the reconstruction before it."""
-    late = 1 - 1e-9
     reconstruction = [{"kind": f"{kind}_reconstruction"} for kind in ("masked", "cross_modal")]
     boxes = {"kind": "box_localisation", "layers": arguments.layers}
-    objectives = [*reconstruction, boxes | {"start": late}] if before else [boxes]
-    return parse_job(
+    objectives = [*reconstruction, boxes] if before else [boxes]
+    job = parse_job(
         {
             "name": "boxes",
             "seed": arguments.seed,
@@ -67,6 +67,7 @@ def job_of(arguments: argparse.Namespace, *, before: bool = False) -> JobConfig:
             "local_steps": arguments.before + 1 if before else arguments.steps,
         }
     )
+    return with_starts(job, {"box_localisation": NEVER}) if before else job
 
 
 def objective_of(model: PretrainingModel) -> BoxLocalisation:

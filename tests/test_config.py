@@ -36,6 +36,12 @@ def refusal(**changes: Any) -> str:
     return str(caught.value)
 
 
+def test_a_text_that_softens_nothing_needs_no_weighed_variable() -> None:
+    text = {"kind": "text_contrastive", "softness": 0.0}
+    changes = {"clinical": [AGE | {"weight": 0.0}], "objectives": [text], "evaluation": {"probe": "age"}}
+    assert parse_job({**MINIMAL, **changes}).evaluation.probe == "age"
+
+
 def test_a_minimal_job_has_defaults() -> None:
     job = parse_job(MINIMAL)
     assert job.total_steps == job.rounds * job.local_steps
@@ -89,14 +95,14 @@ def _begun(kind: str, **settings: Any) -> dict[str, Any]:
         (_begun("soft_contrastive", patients=1), ["job.objectives.1.patients", "2"]),
         ({"crop": [8, 8, 8]}, ["masked_reconstruction", "more than one"]),
         ({"crop": [8, 8, 8], "objectives": [{"kind": "latent_prediction"}]}, ["latent_prediction", "more than one"]),
-        ({"rounds": 2, "local_steps": 4, **_begun("isotropy", start=0.99)}, ["isotropy", "no step in this run of 8"]),
+        ({"rounds": 2, "local_steps": 4, **_begun("isotropy", start=0.99)}, ["this run of 8 trains isotropy"]),
         (
             {"rounds": 2, "local_steps": 4, "objectives": [
                 {"kind": "masked_reconstruction", "turns": 100}, {"kind": "isotropy"}]},
-            ["isotropy", "no step", "fewer turns"],
+            ["trains isotropy", "fewer turns"],
         ),
         (_begun("isotropy", start=0.5, ramp=0.6), ["start + ramp", "at most 1"]),
-        ({"preparation": {"intensity": {"ct": {"kind": "foreground"}}}}, ["preparation.intensity", "ct", "CT, T1"]),
+        ({"preparation": {"intensity": {"ct": {"kind": "foreground"}}}}, ["not among the modalities (CT, T1): ct"]),
         (
             {"preparation": {"intensity": {"CT": {
                 "kind": "window", "lower": 9.0, "upper": -9.0, "centre": 0.0, "scale": 1.0}}}},
@@ -117,6 +123,8 @@ def _begun(kind: str, **settings: Any) -> dict[str, Any]:
             ["stopping.after (5) must be below rounds (5)"],
         ),
         ({"objectives": [{"kind": "masked_reconstuction"}]}, ["did you mean 'masked_reconstruction'?"]),
+        ({"evaluation": {"monitors": "yes"}}, ["job.evaluation.monitors", "write true or false", "got 'yes'"]),
+        ({"rounds": 10**400}, ["job.rounds", "less than or equal"]),
         ({"schedule": "cylic"}, ["job.schedule", "did you mean 'cyclic'?", "got 'cylic'"]),
     ],
 )  # fmt: skip
@@ -147,7 +155,7 @@ def test_an_objective_without_a_step_is_found_as_by_walking_through_the_run(
     if len(seen) == len(objectives):
         assert parse_job({**MINIMAL, **changes}).total_steps == steps
     else:
-        assert "no step in this run" in refusal(**changes)
+        assert "no step of this run" in refusal(**changes)
 
 
 READER: dict[str, Any] = {"kind": "soft_contrastive"}
@@ -342,6 +350,8 @@ def test_folders_begin_at_home_or_are_refused_where_they_are_empty(tmp_path: Pat
     places = {"site": "a", "cohort": "c", "cache": "k", "state": "~/state"}
     file.write_text(yaml.safe_dump(places))
     assert load_site(file).state == str(Path.home() / "state")
+    file.write_text(yaml.safe_dump(places | {"state": "~old/state"}))
+    assert load_site(file).state == str(tmp_path / "~old" / "state")
     file.write_text(yaml.safe_dump(places | {"state": ""}))
     with pytest.raises(ConfigError, match=r"PM103 site\.state"):
         load_site(file)

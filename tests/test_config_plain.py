@@ -86,11 +86,21 @@ def test_the_files_of_the_project_mean_the_same_to_both_versions(file: Path) -> 
         ("a: &x [*x]", "a reference"),
         ("a: &x {b: 1}\nc:\n  <<: *x", "a reference"),
         ("[" * 5000, "nested too deep"),
+        ("a: !!int abc", "not what its tag says"),
+        ("a: !!bool foo", "not what its tag says"),
+        ("a: " + "9" * 5000, "beyond all measure"),
     ],
 )
 def test_what_would_mislead_is_refused_with_its_line(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=f"PM101 {says}|PM101 .*{says}"):
         read_plain(text)
+
+
+@pytest.mark.parametrize("text", ["a: !!map [1]", "a: !!map b", "a: [", "!!python/object/apply:os.system ['true']"])
+def test_what_is_no_yaml_of_ours_is_told_as_unreadable(tmp_path: Path, text: str) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="PM101 the config"):
+        load_job(tmp_path / "job.yaml")
 
 
 def test_a_setting_written_twice_does_not_undo_the_first(tmp_path: Path) -> None:

@@ -61,12 +61,17 @@ def test_a_cell_that_says_nothing_is_no_text(install: Callable[..., TextConfig])
     assert [p.text is None for p in told] == [True] * 4 + [False] * 2
 
 
-def test_a_column_that_no_row_has_is_a_mistake_and_an_empty_one_is_none(install: Callable[..., TextConfig]) -> None:
+def test_a_site_where_nobody_has_a_text_is_told_in_its_own_log(
+    install: Callable[..., TextConfig], caplog: pytest.LogCaptureFixture
+) -> None:
     config = install(lengths)
-    with pytest.raises(DataError, match=r"PM304 site\.text\.column names no column") as caught:
-        with_texts([patient("p", reprot="four"), patient("q")], (), config, 3)
-    assert "report" not in str(caught.value)
-    assert with_texts([patient("p", report=""), patient("q")], (), config, 3)[0].text is None
+    assert [p.text for p in with_texts([patient("p", reprot="four"), patient("q")], (), config, 3)] == [None, None]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "site.text.column" in caplog.text
+    caplog.clear()
+    with_texts([patient("p", report="four"), patient("q")], (), config, 3)
+    with_texts([], (), config, 3)
+    assert not caplog.records
 
 
 def test_texts_are_cut_and_encoded_in_parts(install: Callable[..., TextConfig]) -> None:

@@ -21,13 +21,21 @@ def test_the_default_policy_permits_an_ordinary_job(make_job: MakeJob) -> None:
     [
         ({"rounds": 1001}, "at most 1000 for job.rounds; the job asks for 1001"),
         ({"local_steps": 3}, "at least 4 for job.local_steps; the job asks for 3"),
-        ({"batch": {"patients": 1}}, "at least 2 for job.batch.patients; the job asks for 1"),
+        ({"batch": {"patients": 1}}, "at least 2 for job.batch.patients .* the job asks for 1"),
         ({"objectives": [{"kind": "box_localisation"}]}, "for job.objectives; the job asks for box_localisation"),
     ],
 )
 def test_a_job_that_asks_for_more_is_refused_by_name(make_job: MakeJob, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(PolicyError, match=f"PM601 .*{says}"):
         check_job(make_job(**changes), PolicyConfig())
+
+
+def test_the_patients_that_an_objective_asks_for_count(make_job: MakeJob) -> None:
+    policy = PolicyConfig(minimum_batch_patients=4)
+    contrast = {"kind": "soft_contrastive", "patients": 2}
+    with pytest.raises(PolicyError, match=r"PM601 .*patients of soft_contrastive.* asks for 2"):
+        check_job(make_job(objectives=[{"kind": "masked_reconstruction"}, contrast], batch={"patients": 8}), policy)
+    check_job(make_job(objectives=[{**contrast, "patients": 8}], batch={"patients": 2}), policy)
 
 
 def test_a_site_of_few_patients_does_not_say_how_few() -> None:

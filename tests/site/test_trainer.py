@@ -413,7 +413,7 @@ def test_a_local_run_whose_round_has_nothing_to_train_on_stops_and_says_so(
     policy = PolicyConfig(minimum_patients=1, minimum_local_steps=1, objectives=kinds)
     own = good_site.model_copy(update={"policy": policy})
     with pytest.raises(
-        TrainingError, match=r"PM302 round 1: no objective of this round found anything .* at this site; .* fewer turns"
+        TrainingError, match=r"PM302 round 1: at this site this round's objectives found nothing .*; .* fewer turns"
     ):
         train_locally(job, own, tmp_path / "run")
     assert judge(tmp_path / "run")[0] is False

@@ -240,7 +240,7 @@ def test_judge_counts_damaged_lines(tmp_path: Path, make_job: MakeJob, line: str
 def test_judge_misses_the_job(tmp_path: Path, make_job: MakeJob) -> None:
     run = good_run(tmp_path / "run", make_job())
     (run.path / "job.yaml").unlink()
-    judged(run.path, "the run's job.yaml is missing or damaged")
+    judged(run.path, "the run's job.yaml is missing, damaged, or of a version that took what this one refuses")
 
 
 def test_judge_counts_the_sites_of_every_round(tmp_path: Path, make_job: MakeJob) -> None:
@@ -257,7 +257,7 @@ IDLE = contribution_of(Update("beta", 0, {}, {}, {}, 0, {}), {})
 
 def test_an_idle_site_is_recorded_with_its_reason() -> None:
     assert IDLE.status == "idle"
-    assert IDLE.reason.startswith("no objective of this round found anything to train on")
+    assert IDLE.reason.startswith("this round's objectives found nothing to train on")
 
 
 def test_an_update_that_was_not_used_counts_no_samples() -> None:

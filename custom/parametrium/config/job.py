@@ -279,7 +279,7 @@ class JobConfig(Strict):
         unused = sorted(self.preparation.intensity.keys() - set(self.modalities))
         if unused:
             raise ValueError(
-                f"preparation.intensity: {', '.join(unused)} is none of the modalities ({', '.join(self.modalities)})"
+                f"preparation.intensity: not among the modalities ({', '.join(self.modalities)}): {', '.join(unused)}"
             )
         if any(extent % self.model.patch for extent in self.crop):
             raise ValueError(f"crop {list(self.crop)} must be a multiple of model.patch ({self.model.patch})")
@@ -295,7 +295,7 @@ class JobConfig(Strict):
             self._synthesis_fits()
         if all(objective.start > 0 for objective in self.objectives):
             raise ValueError("objectives: at least one must have start 0")
-        self._each_can_train(kinds)
+        self._each_can_train()
         self._each_has_a_turn(kinds)
         names = [variable.name for variable in self.clinical]
         if len(set(names)) != len(names):
@@ -308,10 +308,10 @@ class JobConfig(Strict):
                 "evaluation.missing: template needs the objective template_reconstruction, which trains them"
             )
         weighed = not names or any(variable.weight > 0 for variable in self.clinical)
-        readers = [objective.kind for objective in self.objectives if objective.reads_clinical]
-        if readers and not weighed:
+        soft = [objective.kind for objective in self.objectives if getattr(objective, "softness", 0) > 0]
+        if soft and not weighed:
             raise ValueError(
-                f"clinical: all variables have weight 0, and {readers[0]} compares patients by them; give one of them "
+                f"clinical: all variables have weight 0, and {soft[0]} compares patients by them; give one of them "
                 "weight, or the objective softness 0"
             )
         if self.stopping.background or self.stopping.held_out_loss:
@@ -325,23 +325,19 @@ class JobConfig(Strict):
                 raise ValueError("stopping.background needs evaluation.monitors: true")
         return self
 
-    def _each_can_train(self, kinds: Sequence[str]) -> None:
+    def _each_can_train(self) -> None:
         """What no site's scans could ever be used for."""
-        for kind in kinds:
+        for objective in self.objectives:
+            kind = objective.kind
             if kind in _FILLED_FROM_ANOTHER and len(self.modalities) < 2:
                 raise ValueError(f"objectives: {kind} needs two modalities; the job has {self.modalities[0]} alone")
-            if kind in _COMPARE_PATIENTS and self._compared(kind) < 2:
+            if kind in _COMPARE_PATIENTS and self.patients_of(objective) < 2:
                 raise ValueError(f"objectives: {kind} compares patients; batch.patients must be at least 2")
             if kind in _HIDE_PATCHES and all(extent == self.model.patch for extent in self.crop):
                 raise ValueError(
                     f"objectives: {kind} hides patches of a crop, which must have more than one; crop is "
                     f"{list(self.crop)}, model.patch {self.model.patch}"
                 )
-
-    def _compared(self, kind: str) -> int:
-        objective = next(objective for objective in self.objectives if objective.kind == kind)
-        own: int | None = getattr(objective, "patients", None)
-        return self.batch.patients if own is None else own
 
     def _each_has_a_turn(self, kinds: Sequence[str]) -> None:
         """Of the steps after each beginning, a cycle's worth tells all."""
@@ -352,9 +348,14 @@ class JobConfig(Strict):
         idle = [kind for kind in kinds if kind not in trained]
         if idle:
             raise ValueError(
-                f"objectives: {', '.join(idle)} has no step in this run of {self.total_steps}; let it start earlier, "
-                "give the others fewer turns, or the run more rounds"
+                f"objectives: no step of this run of {self.total_steps} trains {', '.join(idle)}; let it start "
+                "earlier, give the others fewer turns, or give the run more rounds"
             )
+
+    def patients_of(self, objective: ObjectiveConfig) -> int:
+        """Patients in a mini-batch of this objective."""
+        own: int | None = getattr(objective, "patients", None)
+        return self.batch.patients if own is None else own
 
     def objectives_at(self, step: int) -> tuple[ObjectiveConfig, ...]:
         """cyclic: one objective a mini-batch, in turn (METHODS 0, S2); summed: all of them that have begun."""

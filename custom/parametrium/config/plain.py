@@ -17,14 +17,17 @@ def read_plain(text: str) -> object:
     """The dicts, lists, texts, numbers, truth values and None of a YAML document.
 
     Raises:
-        ConfigError: PM101 with the line for a key that is repeated or no text, for a reference, or for nesting without
-            end.
+        ConfigError: PM101 with the line for a key that is repeated or no text, or for a reference; without it for
+            nesting without end and a value that is not what its tag says.
         yaml.YAMLError: it is no YAML.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader, with fewer types than the usual one
     except RecursionError:
         raise ConfigError(Code.CONFIG_UNREADABLE, "the config is nested too deep") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # tags (!!int x) fail as they like
+        message = "the config holds a value that is not what its tag says, or a number beyond all measure"
+        raise ConfigError(Code.CONFIG_UNREADABLE, message, site_detail=str(error)) from None
 
 
 def write_plain(data: object) -> str:
@@ -33,7 +36,7 @@ def write_plain(data: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the types of YAML 1.2's core schema, and keys that are texts and given once."""
+    """SafeLoader with the types of YAML 1.2's core schema but 0o17 and 0x1F, and keys that are texts, given once."""
 
     peek_event: Any
 
@@ -43,6 +46,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.MappingNode):
+            return super().construct_mapping(node, deep)
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

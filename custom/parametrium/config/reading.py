@@ -23,6 +23,10 @@ _LOOKS_LIKE_PATH = re.compile(rf"[/\\~]|^\.|{_FILE}", re.IGNORECASE)
 _WORD_IS_PATH = re.compile(rf"^\s*[/~]|\\|://|^\s*[A-Za-z]:([/\\]|\s*$)|(^\s*|/)\.|{_FILE}", re.IGNORECASE)
 _WORD = re.compile(r"^job\.clinical\.\d+\.(levels|synonyms|missing)\.")
 
+_WORDS_OF_YES_AND_NO = tuple(
+    form for word in ("yes", "no", "on", "off", "y", "n") for form in (word, word.capitalize(), word.upper())
+)
+
 _Config = TypeVar("_Config", bound=Strict)
 
 
@@ -56,8 +60,13 @@ def load_site(path: Path) -> SiteConfig:
     """
     site = _parse(SiteConfig, _read_yaml(path), "site")
     here = path.resolve().parent
-    folders = {key: Path(getattr(site, key)).expanduser() for key in ("cohort", "cache", "state")}
-    return site.model_copy(update={key: str(here / folder) for key, folder in folders.items()})
+    return site.model_copy(update={key: _folder(here, getattr(site, key)) for key in ("cohort", "cache", "state")})
+
+
+def _folder(here: Path, written: str) -> str:
+    """Absolute. Of names with a tilde, only ~ itself means somebody's home: a folder may be called ~old."""
+    is_home = written == "~" or written.startswith("~/")
+    return str(here / (Path.home() / written[2:] if is_home else written))
 
 
 def job_schema() -> dict[str, Any]:
@@ -152,6 +161,8 @@ def _describe(model: type[BaseModel], problem: Any, root: str) -> _Problem:
         str(received), re.findall("'([^']*)'", problem.get("ctx", {}).get("expected", "")), 1
     )
     message += f"; did you mean {near[0]!r}?" if near else ""
+    if kind.startswith("bool") and received in _WORDS_OF_YES_AND_NO:
+        message += "; write true or false"
     shown = f", got {received!r}" if isinstance(received, str | int | float | bool | None) else ""
     return _Problem(place, key, True, f": {message[0].lower()}{message[1:]}", shown)
 

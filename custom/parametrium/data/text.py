@@ -8,6 +8,7 @@ N texts, D channels of the encoder.
 
 import functools
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from parametrium.config import ClinicalVariable, TextConfig
 from parametrium.config.clinical import MISSING_WORDS
 from parametrium.data.cache import PreparedPatient
 from parametrium.errors import Code, DataError
+
+log = logging.getLogger(__name__)
 
 TextEncoder = Callable[[list[str]], Any]
 """N texts to an array [N, D]."""
@@ -44,17 +47,12 @@ def with_texts(
         channels: D that the job expects.
 
     Raises:
-        DataError: PM304 when no clinical row has the column, or when the encoder cannot be loaded, fails, or does not
-            give N finite vectors of D channels.
+        DataError: PM304 when the encoder cannot be loaded, fails, or does not give N finite vectors of D channels.
     """
-    if config.column is not None and not any(config.column in patient.clinical for patient in patients):
-        raise DataError(
-            Code.DATA_TEXT,
-            "site.text.column names no column of clinical.csv; write it as the file does, or leave it out",
-            site_detail=config.column,
-        )
     texts = [text[:LONGEST] for text in texts_of(patients, variables, config.column)]
     told = [n for n, text in enumerate(texts) if text]
+    if patients and not told:
+        log.warning("no patient has a text: see whether site.text.column is a column of clinical.csv, and not empty")
     encoder = load_encoder(config.encoder)
     vectors: dict[int, NDArray[np.float32]] = {}
     for start in range(0, len(told), _AT_ONCE):

@@ -1,5 +1,6 @@
 """Named sizes of the encoder and of the reconstruction decoders."""
 
+import math
 from dataclasses import dataclass, replace
 
 from parametrium.config import ModelConfig
@@ -76,4 +77,4 @@ def architecture(config: ModelConfig) -> Architecture:
 
 def _heads(width: int) -> int:
     """Of the numbers of heads that divide a width, the one that leaves them nearest to the presets' 32 channels."""
-    return min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(width / h - 32))
+    return min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(math.log(width / h / 32)))

@@ -16,9 +16,14 @@ def check_job(job: JobConfig, policy: PolicyConfig) -> None:
         raise _refused("rounds", f"at most {policy.maximum_rounds}", job.rounds)
     if job.local_steps < policy.minimum_local_steps:
         raise _refused("local_steps", f"at least {policy.minimum_local_steps}", job.local_steps)
-    if job.batch.patients < policy.minimum_batch_patients:
-        raise _refused("batch.patients", f"at least {policy.minimum_batch_patients}", job.batch.patients)
     for objective in job.objectives:
+        patients = job.patients_of(objective)
+        if patients < policy.minimum_batch_patients:
+            raise _refused(
+                f"batch.patients (or the patients of {objective.kind})",
+                f"at least {policy.minimum_batch_patients}",
+                patients,
+            )
         if objective.kind not in policy.objectives:
             raise _refused("objectives", f"only {', '.join(policy.objectives)}", objective.kind)
 

@@ -88,6 +88,7 @@ def draw_volume_rollout(
     )
     i, j, k = (round(float(x)) for x in np.argwhere(prepared.body).mean(0))
     title = f"After {number} rounds"
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # one that was there may be readable by others
     target.touch(mode=0o600)
     draw_items(target, [Item(title, panels, (i, j, k))], job.preparation.spacing_mm, 1, _DPI)
@@ -98,12 +99,8 @@ def _require_place(target: Path) -> None:
     """Asked before the work and not after it."""
     if target.suffix.lower() != ".png":
         raise ConfigError(Code.CONFIG_INVALID_VALUE, f"--out: must end in .png, got {target.suffix or 'no suffix'!r}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        possible = os.access(target.parent, os.W_OK) and not target.is_dir()
-    except OSError:
-        possible = False
-    if not possible:
+    place = next(folder for folder in target.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK) or target.is_dir():
         raise ConfigError(
             Code.CONFIG_INVALID_VALUE,
             "--out: no picture can be written there; name a file in a folder that is yours",

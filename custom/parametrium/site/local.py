@@ -44,7 +44,7 @@ def train_locally(job: JobConfig, site: SiteConfig, out: Path, start: Path | Non
             update = trainer.train(number, model)
             check_update(update, model, round_number=number, max_norm=job.aggregation.max_update_norm)
             if update.idle:
-                raise TrainingError(Code.DATA_BATCH, f"round {number}: {IDLE} at this site; {IDLE_REMEDY}")
+                raise TrainingError(Code.DATA_BATCH, f"round {number}: at this site {IDLE}; {IDLE_REMEDY}")
             model = aggregate(
                 model,
                 [update],

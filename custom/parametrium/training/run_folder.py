@@ -44,7 +44,7 @@ from parametrium.training.checkpoint import (
 from parametrium.training.update import Update
 
 Status = Literal["accepted", "unused", "idle", "rejected", "missing"]
-IDLE = "no objective of this round found anything to train on, or in too few steps for the site's policy"
+IDLE = "this round's objectives found nothing to train on, or trained in fewer steps than the site's policy permits"
 IDLE_REMEDY = "give the job an objective for these modalities, fewer turns, or more local_steps"
 TOO_FEW = "fewer than minimum_sites trained in this round: the model stayed as it was"
 COLUMNS = ("round", "site", "status", "reason", "samples", "tensors", "norm")
@@ -264,7 +264,7 @@ def judge(path: Path) -> tuple[bool, list[str]]:
     try:
         job = parse_job(yaml.safe_load((path / "job.yaml").read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError, ParametriumError):
-        return False, ["the run's job.yaml is missing or damaged"]
+        return False, ["the run's job.yaml is missing, damaged, or of a version that took what this one refuses"]
     reasons = [str(error)] if error else []
     if status != "complete" and not reasons:
         reasons.append(f"the run's status is {status}")

@@ -86,6 +86,20 @@ def test_a_start_that_fits_and_computes_something_else_is_refused_with_the_remed
     assert open_start(make_job(), save_start(tmp_path / "start", make_job(), tensors, report)).digest
 
 
+def test_a_rule_that_is_written_out_is_no_other_rule(tmp_path: Path, make_job: MakeJob) -> None:
+    written = {"kind": "foreground", "percentiles": [0.5, 99.5], "limit": 5.0}
+    other = make_job(preparation={"intensity": {"T1": written}})
+    assert open_start(make_job(), save_checkpoint(tmp_path / "run", initial_tensors(other), described(other))).digest
+
+
+def test_a_converted_start_says_what_was_different(tmp_path: Path, make_job: MakeJob) -> None:
+    other = make_job(preparation={"intensity": {"CT": {"kind": "foreground"}}, "spacing_mm": [1.0, 1.0, 1.0]})
+    _, report = transfer(make_job(), Weights(initial_tensors(other), described(other)))
+    assert len(report.notes) == 2
+    assert "spacing is [1.0, 1.0, 1.0] mm" in report.notes[0]
+    assert report.notes[1].endswith("another intensity rule: CT")
+
+
 def test_a_start_that_cannot_be_written_is_told_with_a_code(tmp_path: Path, make_job: MakeJob) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="PM403 the start cannot be written there"):

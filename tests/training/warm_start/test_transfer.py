@@ -335,7 +335,7 @@ def test_channels_that_the_job_does_not_have_are_told(make_job: MakeJob) -> None
     weights = Weights(dict(monai_vit(channels=3).state_dict()))
     _, report = transfer(make_job(), weights, channels=["T1", "FLAIR", "PET"])
     assert [note for note in report.notes if note.startswith("channels")] == [
-        "channels that are no modality of the job, and of use in means alone: FLAIR"
+        "channels that are no modality of the job, used only in the mean: FLAIR"
     ]
 
 

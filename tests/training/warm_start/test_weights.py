@@ -54,13 +54,29 @@ def test_a_state_dict_is_found_where_programs_keep_it(tmp_path: Path, wrapper: s
 
 
 def test_of_several_models_the_name_of_each_stands_before_its_tensors(tmp_path: Path) -> None:
-    saved = {"epoch": torch.tensor(3), "models": {"student": {"a": torch.ones(1)}, "teacher": {"a": torch.zeros(1)}}}
-    torch.save(saved, tmp_path / "model.pt")
+    name = "encoder.blocks.0.attn.proj.weight"
+    two = {"student": {name: torch.ones(1)}, "teacher": {name: torch.zeros(1)}}
+    torch.save({"epoch": torch.tensor(3), "models": two, "center": STATE}, tmp_path / "model.pt")
     found = read_weights(tmp_path / "model.pt").tensors
-    assert set(found) == {"epoch", "models.student.a", "models.teacher.a"}
-    assert found["models.teacher.a"] == 0
-    torch.save({"models": saved["models"]}, tmp_path / "model.pt")
-    assert set(read_weights(tmp_path / "model.pt").tensors) == {"student.a", "teacher.a"}
+    assert found == {f"student.{name}": torch.ones(1), f"teacher.{name}": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"best": torch.tensor(torch.nan)},
+        {"callbacks": {"ModelCheckpoint": {"kth_value": torch.tensor(torch.inf), "best_score": torch.tensor(0.3)}}},
+        {"view": torch.zeros(1).expand(10**12)},
+        {"optimizer": {"state": {"a": {f"x{n}": torch.full((2,), torch.nan) for n in range(9)}}}},
+    ],
+)
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_what_a_training_program_saved_beside_an_encoder_is_passed_over(
+    tmp_path: Path, beside: dict[str, object], wrapped: bool
+) -> None:
+    state = {"model.blocks.0.attn.proj.weight": torch.ones(1), **STATE}
+    torch.save({"state_dict": state, **beside} if wrapped else {"hyper": beside, **state}, tmp_path / "model.ckpt")
+    assert read_weights(tmp_path / "model.ckpt").tensors.keys() == state.keys()
 
 
 def test_a_container_that_holds_itself_is_looked_into_once(tmp_path: Path) -> None:
@@ -85,21 +101,44 @@ class Balloon:
         return self.kind, (2**40,)
 
 
+def test_an_allocator_is_known_by_any_of_its_names(tmp_path: Path) -> None:
+    torch.save({"state_dict": STATE, "x": Balloon(torch.UntypedStorage)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as source, zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        for entry in source.infolist():
+            program = source.read(entry).replace(b"ctorch.storage\nUntypedStorage", b"ctorch\nstorage.UntypedStorage")
+            archive.writestr(entry.filename, program)
+    assert (tmp_path / "model.pt").read_bytes().count(b"ctorch\nstorage.UntypedStorage") == 1
+    refused(tmp_path / "model.pt", "what a few bytes make of any size")
+
+
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "model.pt")
+    data = bytearray((tmp_path / "model.pt").read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = data.find(mark)
+        while place >= 0:
+            data[place + flags] |= 1
+            place = data.find(mark, place + 4)
+    (tmp_path / "model.pt").write_bytes(data)
+    refused(tmp_path / "model.pt", "no zip archive of torch's")
+
+
 @pytest.mark.parametrize("kind", [bytearray, torch.FloatTensor, torch.UntypedStorage])
 def test_what_would_fill_the_memory_is_refused_before_it_does(tmp_path: Path, kind: type) -> None:
     torch.save({"state_dict": STATE, "x": Balloon(kind)}, tmp_path / "model.pt")
-    refused(tmp_path / "model.pt", "asks for more than the tensors that it holds")
+    refused(tmp_path / "model.pt", "what a few bytes make of any size")
 
 
-@pytest.mark.parametrize("tensor", [torch.ones(2, dtype=torch.complex64), torch.ones(2).to(torch.float8_e5m2)])
-def test_numbers_that_no_encoder_has_are_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
-    torch.save({**STATE, "x": tensor}, tmp_path / "model.pt")
-    refused(tmp_path / "model.pt", "other numbers than float|asks for more")
+def test_shorter_numbers_are_refused_and_those_of_other_kinds_passed_over(tmp_path: Path) -> None:
+    save_file({"x": torch.ones(2).to(torch.float8_e5m2)}, tmp_path / "model.safetensors")
+    refused(tmp_path / "model.safetensors", "other numbers than float")
+    torch.save({**STATE, "frequencies": torch.ones(2, dtype=torch.complex64)}, tmp_path / "model.pt")
+    assert read_weights(tmp_path / "model.pt").tensors.keys() == {*STATE, "frequencies"}
 
 
 def test_a_tensor_without_numbers_is_refused(tmp_path: Path) -> None:
     torch.save({**STATE, "x": torch.ones(2, device="meta")}, tmp_path / "model.pt")
-    refused(tmp_path / "model.pt", "asks for more")
+    refused(tmp_path / "model.pt", "what a few bytes make of any size")
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

@@ -188,8 +188,8 @@ def _tell_guesses(ledger: Ledger, found: Found, channels: Sequence[str]) -> None
     if len(fitting) > 1:
         ways = " or ".join(f"{number} of {edge}^3" for number, edge in fitting.items())
         ledger.note(
-            f"the linear patch embedding fits {ways} (channels of voxels); the first was taken: where it was another, "
-            "name the channels by --channels"
+            f"the linear patch embedding fits {ways} (channels of voxels); the first was assumed; if that is wrong, "
+            "name the channels with --channels"
         )
     positions, of_extras = split_positions(found)
     if positions is not None and of_extras is not None and not _is_cube(len(positions)):

@@ -1,11 +1,15 @@
 """From a checkpoint of this package to the model of another job."""
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from parametrium.config import JobConfig
+from parametrium.config import VOCABULARY, JobConfig, PreparationConfig
+from parametrium.data.recipe import recipe_for
 from parametrium.training.warm_start.fitting import resize_kernel
 from parametrium.training.warm_start.ledger import Ledger
 
@@ -36,6 +40,21 @@ def transfer_own(ledger: Ledger, source: Mapping[str, Tensor], job: JobConfig) -
     for modality in job.modalities:
         _embed(ledger, source, modality, known, job.model.patch)
     _compare_depth(ledger, source)
+
+
+def other_rules(preparation: Mapping[str, Any], job: JobConfig) -> list[str]:
+    """The job's modalities whose volumes a checkpoint saw by another intensity rule.
+
+    Args:
+        preparation: as the checkpoint's description has it.
+        job: the job.
+    """
+    try:
+        theirs = PreparationConfig.model_validate_json(json.dumps(preparation))
+    except ValidationError:  # of a version with other rules
+        return list(job.modalities)
+    known = [modality for modality in job.modalities if modality in VOCABULARY or modality in theirs.intensity]
+    return [m for m in known if recipe_for(theirs, m).rule != recipe_for(job.preparation, m).rule]
 
 
 def _embed(ledger: Ledger, source: Mapping[str, Tensor], modality: str, known: list[str], patch: int) -> None:

@@ -13,6 +13,7 @@ from parametrium.objectives.registry import initial_tensors
 from parametrium.training.checkpoint import load_checkpoint, save_checkpoint
 from parametrium.training.run_folder import final_checkpoint
 from parametrium.training.warm_start.ledger import LoadReport
+from parametrium.training.warm_start.own import other_rules
 
 _REMEDY = "parametrium warm-start SOURCE JOB.yaml --out FOLDER"
 
@@ -65,7 +66,7 @@ def open_start(job: JobConfig, folder: Path | None) -> Start:
         raise TrainingError(
             Code.CHECKPOINT_INVALID,
             f"the start was trained with another {', '.join(others)} than the job's; its tensors fit and would compute "
-            f"something else. Change the job, or make a start of it that says so: {_REMEDY}",
+            f"something else. Change the job, or convert the start with: {_REMEDY}",
             site_detail=str(folder),
         )
     broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
@@ -81,12 +82,10 @@ def _differences(job: JobConfig, meta: Mapping[str, Any]) -> list[str]:
     theirs, preparation = (meta.get("job") or {}).get("model"), meta.get("preparation")
     if theirs is None or preparation is None:
         return []
-    ours = job.preparation.model_dump(mode="json")
-    same = {
-        "model.reach_mm": theirs.get("reach_mm") == job.model.reach_mm,
-        **{f"preparation.{name}": preparation.get(name) == value for name, value in ours.items()},
-    }
-    return [name for name, equal in same.items() if not equal]
+    found = [] if theirs.get("reach_mm") == job.model.reach_mm else ["model.reach_mm"]
+    if preparation.get("spacing_mm") != list(job.preparation.spacing_mm):
+        found.append("preparation.spacing_mm")
+    return found + [f"preparation.intensity.{modality}" for modality in other_rules(preparation, job)]
 
 
 def save_start(folder: Path, job: JobConfig, tensors: dict[str, Tensor], report: LoadReport) -> Path:

@@ -1,6 +1,7 @@
 """From weights of any known kind to the tensors of a job's model, with an account of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from parametrium.training.warm_start.blocks import take_blocks
 from parametrium.training.warm_start.first_layer import take_first_layer
 from parametrium.training.warm_start.formats import OWN_ANCHOR
 from parametrium.training.warm_start.ledger import Ledger, LoadReport
-from parametrium.training.warm_start.own import transfer_own
+from parametrium.training.warm_start.own import other_rules, transfer_own
 from parametrium.training.warm_start.recognise import Found, recognise
 from parametrium.training.warm_start.weights import Weights
 
@@ -41,9 +42,9 @@ def transfer(
     if OWN_ANCHOR in tensors:
         _refuse_options(channels, prefix)
         transfer_own(ledger, tensors, job)
-        spacing = ((weights.meta or {}).get("preparation") or {}).get("spacing_mm")
-        if spacing is not None and list(spacing) != list(job.preparation.spacing_mm):
-            ledger.note(f"the source's spacing is {list(spacing)} mm, the job's {list(job.preparation.spacing_mm)} mm")
+        preparation = (weights.meta or {}).get("preparation")
+        if preparation is not None:
+            _tell_preparation(ledger, preparation, job)
         source_job = (weights.meta or {}).get("job")
         if source_job is not None:
             _tell_reach(ledger, source_job["model"].get("reach_mm"), job)
@@ -82,7 +83,7 @@ def _require_channels(channels: Sequence[str], job: JobConfig) -> None:
 def _tell_channels(ledger: Ledger, channels: Sequence[str], job: JobConfig) -> None:
     unused = [name for name in channels if name not in job.modalities]
     if unused:
-        ledger.note(f"channels that are no modality of the job, and of use in means alone: {', '.join(unused)}")
+        ledger.note(f"channels that are no modality of the job, used only in the mean: {', '.join(unused)}")
 
 
 def _tell_differences(ledger: Ledger, found: Found, job: JobConfig) -> None:
@@ -101,6 +102,16 @@ def _tell_differences(ledger: Ledger, found: Found, job: JobConfig) -> None:
         ledger.note("the source's norms of query and key are taken for root-mean-square norms")
     else:
         ledger.note("query and key are normed; one factor a block stands for their sizes at the source")
+
+
+def _tell_preparation(ledger: Ledger, theirs: Mapping[str, Any], job: JobConfig) -> None:
+    """What the volumes were that the source was trained on."""
+    spacing = theirs.get("spacing_mm")
+    if spacing is not None and list(spacing) != list(job.preparation.spacing_mm):
+        ledger.note(f"the source's spacing is {list(spacing)} mm, the job's {list(job.preparation.spacing_mm)} mm")
+    rules = other_rules(theirs, job)
+    if rules:
+        ledger.note(f"the source saw volumes that were prepared by another intensity rule: {', '.join(rules)}")
 
 
 def _tell_windows(ledger: Ledger, preset: str, job: JobConfig) -> None:

@@ -7,6 +7,7 @@ containers and refuses every other name. Safetensors and this package's checkpoi
 
 import math
 import pickletools
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from parametrium.errors import Code, TrainingError
 from parametrium.training.checkpoint import DESCRIPTION, find_checkpoint, load_checkpoint
 from parametrium.training.run_folder import final_checkpoint
+from parametrium.training.warm_start.formats import FORMATS, OWN_ANCHOR
 
 LARGEST_FILE = 16 * 2**30
 """Bytes; a 3D ViT-H in float32 has 2.5 GB."""
@@ -35,7 +37,9 @@ DEEPEST = 8
 """How far down in what a training program saved a state dict is looked for."""
 
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Kinds of weights that are read; whole numbers are passed over."""
+"""Kinds of weights that are read; whole and complex numbers are passed over."""
+
+_ANCHORS = (OWN_ANCHOR, *(format_.anchor for format_ in FORMATS))
 
 _ALLOCATORS = ("bytearray", "TypedStorage", "UntypedStorage", "_rebuild_meta_tensor_no_storage")
 """What torch's restricted reader would build of any size, whatever the file holds; and classes of tensors."""
@@ -58,7 +62,7 @@ def read_weights(source: Path) -> Weights:
 
     Raises:
         TrainingError: PM403 when the source is absent, too large, of another kind, damaged, holds anything but tensors
-            in plain containers, or a tensor that is not finite or of other numbers than ``NUMBERS`` and whole ones.
+            in plain containers, or a tensor that is not finite or of a shorter kind than ``NUMBERS``.
         FederationError: PM503 when it is a run folder without a finished run.
     """
     if (source / "manifest.json").is_file():
@@ -118,7 +122,7 @@ def _check_archive(file: Path) -> None:
             for entry in entries:
                 if entry.filename.endswith(_PROGRAM):
                     _check_program(archive.read(entry), file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: encrypted
         message = "the file is no zip archive of torch's; save it again with torch 1.6 or later, best as safetensors"
         raise _refused(message, f"{file}: {error}") from error
 
@@ -134,46 +138,54 @@ def _check_sizes(file: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
 def _check_program(program: bytes, file: Path) -> None:
     """Refuses a pickle that names what a few bytes can make fill the memory; raises ValueError for no pickle."""
     for code, argument, _ in pickletools.genops(program):
-        name = str(argument).rpartition(" ")[2]
+        name = re.split("[ .]", str(argument))[-1]
         if code.name == "GLOBAL" and (name in _ALLOCATORS or name.endswith("Tensor")):
-            raise _refused("the archive asks for more than the tensors that it holds", f"{file}: {name}")
+            raise _refused(
+                "the archive names what a few bytes make of any size (byte arrays, storages, classes of tensors); save "
+                "its state_dict() alone, best as safetensors",
+                f"{file}: {name}",
+            )
 
 
 def _state_dict(document: object, file: Path) -> dict[str, Tensor]:
-    """All tensors of what was saved, without the names that all of them lie under.
+    """The tensors of the encoder's container; whatever else a training program saved beside it is passed over.
 
-    Where there are several models, a student and a teacher for instance, the name of each stands before its tensors.
+    Where several containers hold an encoder, a student and a teacher for instance, the names of each stand before its
+    tensors, but for those that they share. Where none does, the largest container is taken.
     """
-    found = _held(document)
-    if not found:
+    held = _containers(document)
+    if not held:
         raise _refused("no state dict was found", file)
-    depth = 0
-    while len({path[depth] for path in found}) == 1 and all(len(path) > depth + 1 for path in found):
-        depth += 1
-    return {".".join(path[depth:]): tensor.detach() for path, tensor in found.items()}
+    encoders = [path for path, tensors in held.items() if any(name.endswith(_ANCHORS) for name in tensors)]
+    paths = encoders or [max(held, key=lambda path: len(held[path]))]
+    # The containers' names that all of them lie under; of a single container all of its.
+    shared = next((n for n, names in enumerate(zip(*paths, strict=False)) if len(set(names)) > 1), min(map(len, paths)))
+    return {".".join((*path[shared:], name)): t.detach() for path in paths for name, t in held[path].items()}
 
 
-def _held(document: object) -> dict[tuple[str, ...], Tensor]:
-    """The tensors in containers with names, by the names on the way to them.
+def _containers(document: object) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    """The tensors of every container that has some, by the names on the way to it.
 
     Each container is looked into once, by the shortest way: it may hold itself.
     """
-    found: dict[tuple[str, ...], Tensor] = {}
+    found: dict[tuple[str, ...], dict[str, Tensor]] = {}
     waiting: list[tuple[tuple[str, ...], object]] = [((), document)]
     seen: set[int] = set()
     for path, value in waiting:
-        if isinstance(value, Mapping) and len(path) < DEEPEST and id(value) not in seen:
-            seen.add(id(value))
-            waiting += [((*path, name), inner) for name, inner in value.items() if isinstance(name, str)]
-        elif isinstance(value, Tensor) and path:
-            found[path] = value
+        if not isinstance(value, Mapping) or len(path) >= DEEPEST or id(value) in seen:
+            continue
+        seen.add(id(value))
+        named = [(name, inner) for name, inner in value.items() if isinstance(name, str)]
+        waiting += [((*path, name), inner) for name, inner in named]
+        if tensors := {name: inner for name, inner in named if isinstance(inner, Tensor)}:
+            found[path] = tensors
     return found
 
 
 def _require_numbers(tensors: Mapping[str, Tensor], source: Path) -> None:
     if not tensors:
         raise _refused("the source holds no tensor", source)
-    weights = [(name, t) for name, t in tensors.items() if t.is_floating_point() or t.is_complex()]
+    weights = [(name, t) for name, t in tensors.items() if t.is_floating_point()]
     strange = [f"{name}: {t.dtype}" for name, t in weights if t.dtype not in NUMBERS]
     if strange:
         raise _refused(f"{len(strange)} tensors have other numbers than float of 16 to 64 bits", f"{source}: {strange}")

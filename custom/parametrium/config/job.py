@@ -1,7 +1,6 @@
 """What a job may say: the same for every site, and without any path."""
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -214,16 +213,6 @@ class StoppingConfig(Strict):
     """Measurements before so many rounds are not judged: the first ones say little."""
 
 
-_FILLED_FROM_ANOTHER = ("cross_modal_reconstruction", "cross_modal_synthesis")
-_COMPARE_PATIENTS = ("soft_contrastive", "text_contrastive", "modality_contrastive", "global_local", "isotropy")
-_HIDE_PATCHES = (
-    "masked_reconstruction",
-    "cross_modal_reconstruction",
-    "template_reconstruction",
-    "latent_prediction",
-)
-
-
 class JobConfig(Strict):
     """What is learned: the same for every site, and without any path."""
 
@@ -296,7 +285,7 @@ class JobConfig(Strict):
         if all(objective.start > 0 for objective in self.objectives):
             raise ValueError("objectives: at least one must have start 0")
         self._each_can_train()
-        self._each_has_a_turn(kinds)
+        self._each_has_a_turn()
         names = [variable.name for variable in self.clinical]
         if len(set(names)) != len(names):
             raise ValueError("clinical: each name may be listed once")
@@ -329,23 +318,23 @@ class JobConfig(Strict):
         """What no site's scans could ever be used for."""
         for objective in self.objectives:
             kind = objective.kind
-            if kind in _FILLED_FROM_ANOTHER and len(self.modalities) < 2:
+            if objective.needs_two_modalities and len(self.modalities) < 2:
                 raise ValueError(f"objectives: {kind} needs two modalities; the job has {self.modalities[0]} alone")
-            if kind in _COMPARE_PATIENTS and self.patients_of(objective) < 2:
+            if objective.compares_patients and self.patients_of(objective) < 2:
                 raise ValueError(f"objectives: {kind} compares patients; batch.patients must be at least 2")
-            if kind in _HIDE_PATCHES and all(extent == self.model.patch for extent in self.crop):
+            if objective.hides_patches and all(extent == self.model.patch for extent in self.crop):
                 raise ValueError(
                     f"objectives: {kind} hides patches of a crop, which must have more than one; crop is "
                     f"{list(self.crop)}, model.patch {self.model.patch}"
                 )
 
-    def _each_has_a_turn(self, kinds: Sequence[str]) -> None:
+    def _each_has_a_turn(self) -> None:
         """Of the steps after each beginning, a cycle's worth tells all."""
         cycle = sum(objective.turns for objective in self.objectives)
         begins = {math.ceil(objective.start * self.total_steps) for objective in self.objectives}
         steps = (step for begin in begins for step in range(begin, min(begin + cycle, self.total_steps)))
         trained = {objective.kind for step in steps for objective in self.objectives_at(step)}
-        idle = [kind for kind in kinds if kind not in trained]
+        idle = [objective.kind for objective in self.objectives if objective.kind not in trained]
         if idle:
             raise ValueError(
                 f"objectives: no step of this run of {self.total_steps} trains {', '.join(idle)}; let it start "

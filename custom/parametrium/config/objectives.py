@@ -1,6 +1,6 @@
 """What a job says of each pretext task. A new one is a class here, and one in the room of objectives."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,13 @@ class _Objective(Strict):
     turns: Annotated[int, Field(ge=1, le=1000)] = 1
     """cyclic schedule: mini-batches of this objective in each cycle."""
 
+    needs_two_modalities: ClassVar[bool] = False
+    """Whether one of a patient's modalities is shown or asked for in the place of another."""
+    compares_patients: ClassVar[bool] = False
+    """Whether it needs two patients in a mini-batch."""
+    hides_patches: ClassVar[bool] = False
+    """Whether it needs a crop of more than one patch."""
+
     @model_validator(mode="after")
     def _rises_within_the_run(self) -> Self:
         if self.start + self.ramp > 1 + 1e-9:
@@ -35,6 +42,7 @@ class _Objective(Strict):
 class ReconstructionConfig(_Objective):
     """What the reconstructions have in common."""
 
+    hides_patches: ClassVar[bool] = True
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of the patches that the encoder does not see, or that are filled, and that are reconstructed."""
     mask_unit: Literal[1, 2] = 1
@@ -55,6 +63,7 @@ class MaskedReconstructionConfig(ReconstructionConfig):
 class CrossModalReconstructionConfig(ReconstructionConfig):
     """Masked patches filled by another registered modality of the patient (METHODS 8.3, L_cmr; after BrainMVP)."""
 
+    needs_two_modalities: ClassVar[bool] = True
     kind: Literal["cross_modal_reconstruction"] = "cross_modal_reconstruction"
 
 
@@ -64,6 +73,7 @@ class CrossModalSynthesisConfig(_Objective):
     By a U-Net around the encoder, which segmentation takes over; the patch must be a power of two.
     """
 
+    needs_two_modalities: ClassVar[bool] = True
     kind: Literal["cross_modal_synthesis"] = "cross_modal_synthesis"
 
 
@@ -79,6 +89,7 @@ class TemplateReconstructionConfig(ReconstructionConfig):
 class SoftContrastiveConfig(_Objective):
     """Soft contrast between a patient's modalities with clinical similarity (METHODS 3.2 and 3.3)."""
 
+    compares_patients: ClassVar[bool] = True
     kind: Literal["soft_contrastive"] = "soft_contrastive"
     form: Literal["softmax", "sigmoid", "weighted_negatives"] = "softmax"
     """softmax: the target is a distribution over the batch's patients. sigmoid: each pair of patients has a target of
@@ -109,6 +120,7 @@ class SoftContrastiveConfig(_Objective):
 class TextContrastiveConfig(_Objective):
     """Contrast of a patient's scans with a short text of hers, a report or her clinical row; needs a site's encoder."""
 
+    compares_patients: ClassVar[bool] = True
     kind: Literal["text_contrastive"] = "text_contrastive"
     channels: Annotated[int, Field(ge=2, le=8192)] = 256
     """Channels of the text encoder, the same at every site."""
@@ -134,6 +146,7 @@ class TextContrastiveConfig(_Objective):
 class ModalityContrastiveConfig(_Objective):
     """Contrast of two differently filled views of one crop (BrainMVP's third, METHODS 1.1); needs templates."""
 
+    compares_patients: ClassVar[bool] = True
     kind: Literal["modality_contrastive"] = "modality_contrastive"
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of the patches of each view that are filled."""
@@ -155,6 +168,7 @@ class ModalityContrastiveConfig(_Objective):
 class GlobalLocalConfig(_Objective):
     """Global and local views of a patient agree, and patients fill the space evenly (LeJEPA; METHODS 4.2)."""
 
+    compares_patients: ClassVar[bool] = True
     kind: Literal["global_local"] = "global_local"
     local_edges: Annotated[tuple[Share, ...], Field(min_length=1)] = (
         0.5,
@@ -172,6 +186,7 @@ class GlobalLocalConfig(_Objective):
 class IsotropyConfig(_Objective):
     """The patients of each modality fill the space evenly (SIGReg; METHODS 4.2); a weight of .02 to .05 is usual."""
 
+    compares_patients: ClassVar[bool] = True
     kind: Literal["isotropy"] = "isotropy"
     weight: Positive = 0.05
     """Factor of its loss, which grows with the patients of a batch: at 1 it would rule a summed step."""
@@ -205,6 +220,7 @@ class BoxLocalisationConfig(_Objective):
 class LatentPredictionConfig(_Objective):
     """Hidden blocks are predicted as a slow teacher's features, not as voxels (I-JEPA in 3D; METHODS 4.3, 5.3)."""
 
+    hides_patches: ClassVar[bool] = True
     kind: Literal["latent_prediction"] = "latent_prediction"
     targets: Count = 4
     """Blocks that are hidden and predicted; fewer where they would leave less than a quarter of the crop."""

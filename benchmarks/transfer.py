@@ -178,6 +178,7 @@ def one_seed(out: Path, arguments: argparse.Namespace, seed: int) -> dict[str, S
         crop=job.crop,
         steps=arguments.steps,
         encoder_rate=arguments.encoder_rate,
+        kept_decoder_rate=arguments.kept_decoder_rate,
         decoder_first=arguments.decoder_first,
         precision=arguments.precision,
     )
@@ -238,6 +239,7 @@ def main() -> None:
     parser.add_argument("--modality", default="CBCT", help="that is segmented")
     parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning")
     parser.add_argument("--encoder-rate", type=float, default=0.2)
+    parser.add_argument("--kept-decoder-rate", type=float, default=FineTuning.kept_decoder_rate)
     parser.add_argument("--decoder-first", type=float, default=0.0)
     parser.add_argument("--rivals-only", action="store_true", help="not the two arms that explain a failure")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="bf16", help="of fine-tuning")

@@ -1,5 +1,6 @@
 """Fine-tuning for segmentation: labels on the lattice, crops that match, networks that learn."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -8,14 +9,23 @@ import torch
 
 from cohort_files import ct, grid_affine, row, save, write_rows
 from parametrium.cohort.manifest import read_cohort
-from parametrium.config import PreparationConfig
+from parametrium.config import JobConfig, PreparationConfig
 from parametrium.data.cache import PreparedPatient
 from parametrium.data.labels import label_map
 from parametrium.data.prepare import prepare_cohort
 from parametrium.evaluation import segmentation
-from parametrium.evaluation.segmentation import FineTuning, Labelled, Segmenter, dice_scores, fine_tune, small_cnn
+from parametrium.evaluation.segmentation import (
+    FineTuning,
+    Labelled,
+    Segmenter,
+    dice_scores,
+    fine_tune,
+    segmenter_of,
+    small_cnn,
+)
 from parametrium.model.encoder import Encoder
 from parametrium.model.presets import PRESETS
+from parametrium.objectives.registry import build_model
 
 MM = (3.0, 3.0, 3.0)
 
@@ -139,6 +149,25 @@ def test_the_blocks_of_a_pretrained_encoder_move_less_than_those_of_a_fresh_one(
         matrix = ".blocks." in f".{name}" and step.ndim == 2
         assert torch.allclose(steps[True][name], step * (0.25 if matrix else 1.0), atol=1e-7)
     assert any(step.abs().max() > 1e-3 for name, step in steps[False].items() if "blocks" in name)
+
+
+def test_a_decoder_that_is_taken_over_has_a_rate_of_its_own(make_job: Callable[..., JobConfig]) -> None:
+    job = make_job(objectives=[{"kind": "cross_modal_synthesis"}], modalities=["CT", "T2"])
+    how = FineTuning(crop=(16, 16, 16), steps=1, batch=1, rate=0.004, kept_decoder_rate=0.001, weight_decay=0.0)
+    steps = []
+    for taken_over in (False, True):
+        network = segmenter_of(job, "T2", 2, build_model(job))
+        assert network.taken_over == (network.decoder, network.stem)
+        network.taken_over = network.taken_over if taken_over else ()
+        before = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
+        torch.manual_seed(0)
+        fine_tune(network, blobs(2), how, seed=0)
+        steps.append({name: tensor.detach() - before[name] for name, tensor in network.named_parameters()})
+    sizes = [{name: float(step.abs().max()) for name, step in each.items()} for each in steps]
+    for name in sizes[0]:
+        own = name.startswith(("decoder.", "stem."))
+        assert sizes[1][name] == pytest.approx(sizes[0][name] * (0.25 if own else 1.0), rel=0.02, abs=1e-6), name
+    assert any(size > 0.003 for name, size in sizes[0].items() if name.startswith("decoder."))
 
 
 @pytest.mark.parametrize("size", [(9, 16, 21), (3, 4, 5)])

@@ -57,7 +57,9 @@ class FineTuning:
         crop: voxels, multiples of the patch.
         steps: optimiser steps.
         batch: crops of a step.
-        rate: peak learning rate of all but the encoder, of a pretrained decoder, too (lower ones were not tried).
+        rate: peak learning rate of all but the encoder and a decoder that is taken over.
+        kept_decoder_rate: that of a decoder that is taken over; a tenth keeps tumours, and costs organs
+            (docs/transfer.md).
         encoder_rate: factor of it for the encoder.
         matrix_rate: peak learning rate of Muon for the matrices of the blocks of an encoder that begins at random.
         kept_rate: the same where it is pretrained: at the other rate it forgets.
@@ -71,6 +73,7 @@ class FineTuning:
     steps: int = 300
     batch: int = 4
     rate: float = 5e-3
+    kept_decoder_rate: float = 5e-3
     encoder_rate: float = 0.2
     matrix_rate: float = 0.02
     kept_rate: float = 0.004
@@ -102,6 +105,9 @@ class Segmenter(nn.Module):
         structures: S.
         pretrained: whether the encoder knows something, which fine-tuning is to keep.
 
+    Attributes:
+        taken_over: other modules of which the same is true.
+
     Raises:
         ValueError: the patch is no power of two.
     """
@@ -118,6 +124,7 @@ class Segmenter(nn.Module):
         self.decoder = DenseDecoder(encoder.shape)
         self.coarse = nn.Conv3d(self.decoder.channels, structures + 1, 1)
         self.head = nn.Conv3d(WIDTH, structures + 1, 1)
+        self.taken_over: tuple[nn.Module, ...] = ()
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, 1, D, H, W], any size -> logits [B, S + 1, D, H, W]."""
@@ -146,6 +153,7 @@ def segmenter_of(job: JobConfig, modality: str, structures: int, pretrained: Pre
     if synthesis is not None:
         segmenter.decoder.load_state_dict(synthesis.decoder.state_dict())
         segmenter.stem.load_state_dict(synthesis.stem.of[modality].state_dict())
+        segmenter.taken_over = (segmenter.decoder, segmenter.stem)
     return segmenter
 
 
@@ -194,9 +202,11 @@ def _optimiser(network: nn.Module, how: FineTuning) -> Optimiser:
         return Optimiser([torch.optim.AdamW(_group(network.parameters(), how.rate), weight_decay=how.weight_decay)])
     matrices = block_matrices(network.encoder)
     apart = {id(matrix) for matrix in matrices}
-    known = {id(parameter) for parameter in network.encoder.parameters()}
+    kept = [parameter for module in network.taken_over for parameter in module.parameters()]
+    known = {id(parameter) for parameter in (*network.encoder.parameters(), *kept)}
     groups = [
         *_group((p for p in network.parameters() if id(p) not in known), how.rate),
+        *_group(kept, how.kept_decoder_rate),
         *_group((p for p in network.encoder.parameters() if id(p) not in apart), how.rate * how.encoder_rate),
     ]
     peak = how.kept_rate if network.pretrained else how.matrix_rate

@@ -38,7 +38,7 @@ def write_plain(data: object) -> str:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the types of YAML 1.2's core schema but 0o17 and 0x1F, and keys that are texts, given once."""
 
-    peek_event: Any
+    peek_event: Any  # has no types
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

@@ -23,10 +23,6 @@ _LOOKS_LIKE_PATH = re.compile(rf"[/\\~]|^\.|{_FILE}", re.IGNORECASE)
 _WORD_IS_PATH = re.compile(rf"^\s*[/~]|\\|://|^\s*[A-Za-z]:([/\\]|\s*$)|(^\s*|/)\.|{_FILE}", re.IGNORECASE)
 _WORD = re.compile(r"^job\.clinical\.\d+\.(levels|synonyms|missing)\.")
 
-_WORDS_OF_YES_AND_NO = tuple(
-    form for word in ("yes", "no", "on", "off", "y", "n") for form in (word, word.capitalize(), word.upper())
-)
-
 _Config = TypeVar("_Config", bound=Strict)
 
 
@@ -152,16 +148,13 @@ def _describe(model: type[BaseModel], problem: Any, root: str) -> _Problem:
     if kind == "missing":
         return _Problem(place, key, True, " is missing")
     message = problem["msg"].removeprefix("Value error, ")
-    received = problem.get("input")
+    received, allowed = problem.get("input"), problem.get("ctx", {}).get("expected", "")
     if kind == "union_tag_invalid":  # of which the message holds what came
         received, allowed = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
         message = f"kind must be one of {allowed.replace(chr(39), '')}"
-        problem = {"ctx": {"expected": allowed}}
-    near = difflib.get_close_matches(
-        str(received), re.findall("'([^']*)'", problem.get("ctx", {}).get("expected", "")), 1
-    )
+    near = difflib.get_close_matches(str(received), re.findall("'([^']*)'", allowed), n=1)
     message += f"; did you mean {near[0]!r}?" if near else ""
-    if kind.startswith("bool") and received in _WORDS_OF_YES_AND_NO:
+    if kind.startswith("bool") and str(received).lower() in ("yes", "no", "on", "off", "y", "n"):
         message += "; write true or false"
     shown = f", got {received!r}" if isinstance(received, str | int | float | bool | None) else ""
     return _Problem(place, key, True, f": {message[0].lower()}{message[1:]}", shown)

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from parametrium.config import JobConfig, parse_job
+from parametrium.config import JobConfig, load_job
 from parametrium.errors import Code, FederationError, ParametriumError
 from parametrium.training.run_folder import judge
 
@@ -131,8 +129,8 @@ def _judged(run: Path) -> tuple[bool, list[str]]:
 
 def _read_job(run: Path) -> JobConfig | None:
     try:
-        return parse_job(yaml.safe_load((run / "job.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, ParametriumError):
+        return load_job(run / "job.yaml")
+    except ParametriumError:
         return None
 
 

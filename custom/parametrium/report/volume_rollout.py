@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from parametrium.cohort.problem import Reason
-from parametrium.config import JobConfig, parse_job
+from parametrium.config import JobConfig, load_job
 from parametrium.data.recipe import Prepared, load_volume, prepare_arrays, recipe_for
 from parametrium.errors import Code, CohortError, ConfigError, FederationError, ParametriumError, TrainingError
 from parametrium.model.encoder import Encoder
@@ -110,8 +109,8 @@ def _require_place(target: Path) -> None:
 
 def _job(run: Path) -> JobConfig:
     try:
-        return parse_job(yaml.safe_load((run / "job.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, ParametriumError) as error:
+        return load_job(run / "job.yaml")
+    except ParametriumError as error:
         raise FederationError(
             Code.RUN_INVALID, "the folder holds no run; give the folder named by --out", site_detail=str(run)
         ) from error

@@ -109,7 +109,9 @@ class SiteTrainer:
         update = train_round(self.state, self.loader, self.job, self.site.site, number)
         self.moments.end(number)
         self._log(update.scalars, number)
-        return update if enough_steps(update.steps, self.site.policy) else nothing(self.site.site, number)
+        if update.idle or enough_steps(update.steps, self.site.policy):
+            return update
+        return nothing(self.site.site, number)
 
     def evaluate(self, number: int, tensors: Mapping[str, Tensor], final: bool) -> dict[str, float]:
         """Measures the given global weights on held-out patients; the features only at the end of the run."""

@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from parametrium.config import JobConfig, parse_job
+from parametrium.config import JobConfig, load_job
 from parametrium.config.plain import write_plain
 from parametrium.errors import Code, FederationError, ParametriumError, public_text
 from parametrium.model.modality import Owner
@@ -262,8 +261,8 @@ def judge(path: Path) -> tuple[bool, list[str]]:
     except (KeyError, FederationError):
         return False, ["the run has no manifest: it did not come to an end"]
     try:
-        job = parse_job(yaml.safe_load((path / "job.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, ParametriumError):
+        job = load_job(path / "job.yaml")
+    except ParametriumError:
         return False, ["the run's job.yaml is missing, damaged, or of a version that took what this one refuses"]
     reasons = [str(error)] if error else []
     if status != "complete" and not reasons:

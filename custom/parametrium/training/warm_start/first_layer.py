@@ -44,9 +44,9 @@ def take_first_layer(ledger: Ledger, found: Found, job: JobConfig, channels: Seq
     kernel = kernel_of(found.tensors[name], channels)
     width = architecture(job.model).width
     ledger.require("width", len(kernel), width)
-    _tell_guesses(ledger, found, channels)
     own = position_code(grid_positions(job.crop, job.model.patch, job.preparation.spacing_mm), width)
     positions, of_extras = split_positions(found)
+    _tell_guesses(ledger, found.tensors[name], channels, positions, of_extras)
     scale = stream_scale(positions, own)
     for modality in job.modalities:
         _put_kernel(ledger, found, kernel, modality, channels, scale, job.model.patch)
@@ -181,9 +181,10 @@ def _extra_tokens(found: Found) -> Tensor:
     return torch.cat([tokens.reshape(-1, tokens.shape[-1]) for tokens in given]).clone()
 
 
-def _tell_guesses(ledger: Ledger, found: Found, channels: Sequence[str]) -> None:
+def _tell_guesses(
+    ledger: Ledger, weight: Tensor, channels: Sequence[str], positions: Tensor | None, of_extras: Tensor | None
+) -> None:
     """What the shapes leave open, and how they were read."""
-    weight = found.tensors[_kernel_name(found)]
     fitting = _cubes(weight.shape[1]) if weight.ndim == 2 and not channels else {}
     if len(fitting) > 1:
         ways = " or ".join(f"{number} of {edge}^3" for number, edge in fitting.items())
@@ -191,7 +192,6 @@ def _tell_guesses(ledger: Ledger, found: Found, channels: Sequence[str]) -> None
             f"the linear patch embedding fits {ways} (channels of voxels); the first was assumed; if that is wrong, "
             "name the channels with --channels"
         )
-    positions, of_extras = split_positions(found)
     if positions is not None and of_extras is not None and not _is_cube(len(positions)):
         ledger.note(
             f"{len(positions) + len(of_extras)} positions are no cube's: the first {len(of_extras)} were taken for "
